@@ -1,0 +1,50 @@
+# Set-up, demonstration and tests. `make demo` and `make test` need Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
+          --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.PHONY: demo test lint format kill9 bench lock clean
+
+demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
+	$(BIN)/claudefs-repl demo
+
+test: $(VENV)/.developed lint ## lint, strict types and tests
+	$(BIN)/python -m pytest -q -n 2 -m "not long"
+
+lint: $(VENV)/.developed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.developed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+kill9: $(VENV)/.developed ## 50 times kill -9 in the middle of a put: nothing acknowledged is lost
+	$(BIN)/python -m pytest -q -p no:randomly tests/cluster/test_kill9.py -m long
+
+bench: $(VENV)/.installed ## the figures of the README, measured here
+	$(BIN)/claudefs-repl bench
+
+lock: $(VENV)/.developed ## write the lock files anew from pyproject.toml
+	$(LOCK) --build-deps-for editable -o requirements.txt pyproject.toml
+	$(LOCK) --extra dev -o requirements-dev.txt pyproject.toml
+
+clean: ## remove what set-up and tests made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "claudefs-repl needs Python 3.11 or later; choose one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(PIP) --require-hashes -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.developed: $(VENV)/.installed requirements-dev.txt
+	$(PIP) --require-hashes -r requirements-dev.txt
+	touch $@

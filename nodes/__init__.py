@@ -1,0 +1,1 @@
+"""The processes: Trio actors, disk, sockets, command line, launcher, fault injection."""

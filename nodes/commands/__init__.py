@@ -1,0 +1,1 @@
+"""The subcommands of `claudefs-repl`, one module for each family."""

@@ -1,0 +1,1 @@
+"""The namespace store: the view folded from the journals into SQLite."""

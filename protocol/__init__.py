@@ -1,0 +1,1 @@
+"""The wire, sans-IO: bytes in, events out; messages in, bytes out."""
