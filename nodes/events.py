@@ -1,0 +1,288 @@
+"""The event log: one JSON object per line, with stable names; an interface for programs and, rendered, for people.
+
+Every line has `time_us` and `time` (UTC), `site`, `event`, `level`; then the event's own fields. Numbers have their
+unit in their name. `EVENTS` is the list of names: whatever is not in it cannot be logged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from nodes.seams import WallClock
+
+LOG_BYTES_MAX = 64 << 20
+"""A log that reaches this size is renamed to `events.jsonl.1`, in the place of the one before it: two files at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """What an event means: its level (info, warning, error) and its fields, where `field?` may be missing."""
+
+    level: str
+    meaning: str
+    fields: str = ""
+
+
+EVENTS: Mapping[str, EventKind] = {
+    "site_started": EventKind("info", "the process begins", "pid address port data_dir"),
+    "site_ready": EventKind("info", "clients and peers are served", "mode recovery_ms?"),
+    "site_stopping": EventKind("info", "a signal came; no new work is taken", "reason"),
+    "site_stopped": EventKind("info", "everything is on disk and closed", "undelivered_entries?"),
+    "site_failed": EventKind("error", "the process ends because it cannot go on", "reason"),
+    "journal_created": EventKind("info", "a site's own journal begins", "journal"),
+    "journal_recovered": EventKind("info", "a log was read and synced", "journal entries bytes segments torn_bytes"),
+    "torn_tail_cut": EventKind("warning", "an append that a crash cut short was removed", "journal torn_bytes"),
+    "replayed": EventKind("info", "entries that the view lacked were folded from the logs", "entries duration_ms?"),
+    "conduit_connected": EventKind("info", "an authenticated stream to or from a peer is up", "peer direction"),
+    "conduit_closed": EventKind("warning", "it went down", "peer direction reason"),
+    "conduit_refused": EventKind("error", "a peer refused this site's connection", "peer code detail wait_ms?"),
+    "connection_refused": EventKind("warning", "this site refused a connection", "code detail address? peer?"),
+    "batch_rejected": EventKind("error", "a frame or batch was wrong; nothing was applied", "peer code detail"),
+    "gap_refused": EventKind("warning", "a batch did not follow what is here", "peer journal shard wanted_seq got_seq"),
+    "duplicate_dropped": EventKind("info", "a batch that is here already came again", "peer journal shard last_seq"),
+    "peer_divergent": EventKind("error", "a peer sent other content for what is here", "peer journal shard seq"),
+    "catch_up_started": EventKind("info", "a peer has entries that are missing here", "peer? lag_entries"),
+    "caught_up": EventKind("info", "what peers told at connection is applied here", "peer? duration_ms? entries?"),
+    "mode_changed": EventKind("warning", "this site's own mode changed", "old new reason"),
+    "peer_mode_changed": EventKind("warning", "this site's opinion of a peer changed", "peer old new reason"),
+    "conflict_found": EventKind("warning", "concurrent changes; the loser is kept", "kind inode winner loser path?"),
+    "disk_full": EventKind("error", "no room: writes are refused until there is", "free_bytes?"),
+    "disk_recovered": EventKind("info", "there is room again", "free_bytes?"),
+    "snapshot_taken": EventKind("info", "a local snapshot of the view is on disk", "bytes? duration_ms?"),
+    "log_trimmed": EventKind("info", "segments that nobody needs were removed", "journal bytes"),
+    "peer_cut_off": EventKind("error", "a peer lags beyond retention and needs bootstrap", "peer lag_bytes"),
+    "peer_ahead_of_origin": EventKind("error", "a peer holds more of this journal than its site", "peer journal"),
+    "clock_drift_refused": EventKind("error", "a stamp is too far ahead of the wall clock", "peer journal drift_s"),
+    "dead_letter": EventKind("error", "an entry cannot be decoded; it is kept aside", "journal shard seq reason"),
+    "client_refused": EventKind("warning", "a client's connection was closed", "reason"),
+    "write_refused": EventKind("info", "a client's write was refused", "reason"),
+    "reclaimed": EventKind("info", "nameless files that their maker gave up were removed", "files"),
+    "link_stalled": EventKind("warning", "a link is up but nothing moves", "peer reason lag_entries"),
+    "link_moving": EventKind("info", "a stalled link moves again", "peer"),
+    "view_rebuilt": EventKind("info", "the view was made anew from a snapshot and the logs", "entries duration_ms?"),
+}
+
+
+class EventFile:
+    """Appends lines to a file and keeps its size bounded. Owned by one site.
+
+    The file is opened for each line: events are rare, and nothing is held that a rotation or a removed directory could
+    leave pointing at the wrong file.
+    """
+
+    def __init__(self, path: Path, *, bytes_max: int = LOG_BYTES_MAX) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._bytes_max = bytes_max
+
+    def append(self, line: bytes) -> None:
+        """Write one line with its newline. A disk that has no room loses log lines, never the site."""
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write(line)
+                is_full = file.tell() >= self._bytes_max
+            if is_full:
+                self._path.replace(f"{self._path}.1")
+        except OSError:
+            return
+
+
+class _Sink:
+    """Where structlog's rendered line goes; it has a method for each level because structlog calls it by the level."""
+
+    def __init__(self, file: EventFile, echo: TextIO | None) -> None:
+        self._file = file
+        self._echo = echo
+        self._colours = site_colours([]) if echo is None or not echo.isatty() else None
+
+    def msg(self, line: str) -> None:
+        self._file.append(line.encode() + b"\n")
+        if self._echo is not None:
+            event = json.loads(line)
+            colours = site_colours([event["site"]]) if self._colours is None else self._colours
+            print(render_event(event, colours), file=self._echo, flush=True)
+
+    debug = info = warning = warn = error = critical = exception = log = msg
+
+
+def make_logger(
+    path: Path,
+    site: str,
+    wall_clock: WallClock,
+    *,
+    echo: TextIO | None = None,
+    bytes_max: int = LOG_BYTES_MAX,
+) -> FilteringBoundLogger:
+    """A logger of one site's events: `log.info("conduit_connected", peer="beta", direction="out")`.
+
+    The level comes from `EVENTS`, whichever method is called. `echo` gets the rendering for people as well.
+    """
+
+    def complete(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+        name = event.pop("event")
+        assert name in EVENTS, f"{name!r} is not in the table of events"
+        now_us = wall_clock.now_us()
+        line = {"time_us": now_us, "time": utc_text(now_us), "site": site, "event": name, "level": EVENTS[name].level}
+        event.pop("exc_info", None)
+        line.update((key, value) for key, value in event.items() if key not in line)
+        return json.dumps(line, ensure_ascii=True, default=_plain)
+
+    logger = structlog.wrap_logger(
+        _Sink(EventFile(path, bytes_max=bytes_max), echo),
+        processors=[complete],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    )
+    return cast("FilteringBoundLogger", logger)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+def utc_text(time_us: int) -> str:
+    """A time as ISO 8601 in UTC with microseconds."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"
+
+
+_SITE_COLOURS = ("36", "35", "33", "32", "34", "96", "95", "93", "92", "94")
+_LEVEL_COLOURS = {"warning": "33", "error": "1;31"}
+
+
+def site_colours(sites: Iterable[str]) -> dict[str, str]:
+    """An ANSI colour for each site, in the order given; an empty mapping renders without colours."""
+    return {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sites)}
+
+
+def render_event(event: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    """One event as a line for people. Whatever could steer a terminal is escaped."""
+    site, name, level = (str(event.get(key, "?")) for key in ("site", "event", "level"))
+    clock = str(event.get("time", ""))[11:23]
+    own = ("time_us", "time", "site", "event", "level")
+    details = " ".join(f"{key}={_shown(value)}" for key, value in event.items() if key not in own)
+    label, word = f"{_printable(site):<8}", f"{_printable(name):<20}"
+    if colours:
+        label = f"\x1b[{colours.get(site, '37')}m{label}\x1b[0m"
+        word = f"\x1b[{_LEVEL_COLOURS.get(level, '0')}m{word}\x1b[0m"
+        clock = f"\x1b[2m{clock}\x1b[0m"
+    elif level != "info":
+        word = f"{word.rstrip()} ({_printable(level)})"
+    return f"{clock} {label} {word} {details}".rstrip()
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if not text or " " in text or not text.isprintable() else text
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class LogTail:
+    """Reads the events of one log as they are written, across a rotation. Owned by one reader."""
+
+    def __init__(self, path: Path, *, from_start: bool = True) -> None:
+        self._path = path
+        self._file = self._reopen()
+        self._partial = b""
+        if self._file is not None and not from_start:
+            self._file.seek(0, os.SEEK_END)
+
+    def _reopen(self) -> BinaryIO | None:
+        try:
+            return self._path.open("rb")
+        except OSError:
+            return None
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Events that were written since the last call; what is not an event line is skipped."""
+        if self._file is None:
+            self._file = self._reopen()
+        if self._file is None:
+            return []
+        lines = self._read_lines(self._file)
+        if self._was_rotated(self._file):
+            lines += self._read_lines(self._file)
+            self._file.close()
+            self._partial = b""
+            self._file = self._reopen()
+            if self._file is not None:
+                lines += self._read_lines(self._file)
+        return [event for event in map(_parse, lines) if event is not None]
+
+    def _read_lines(self, file: BinaryIO) -> list[bytes]:
+        *lines, self._partial = (self._partial + file.read()).split(b"\n")
+        return lines
+
+    def _was_rotated(self, file: BinaryIO) -> bool:
+        """Whether the path names another file by now; not while it names none, as the next line will make one."""
+        try:
+            now = self._path.stat()
+        except OSError:
+            return False
+        opened = os.fstat(file.fileno())
+        return (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino)
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("time_us"), int) else None
+
+
+class LogMerger:
+    """Several sites' logs as one, in time order.
+
+    A line may reach its file a moment after the time that it tells, so a poll gives out only what is older than
+    `cut_us` and keeps the rest for the next one.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, from_start: bool = True) -> None:
+        self._tails = [LogTail(path, from_start=from_start) for path in paths]
+        self._held: list[dict[str, Any]] = []
+
+    def poll(self, cut_us: int | None = None) -> list[dict[str, Any]]:
+        """New events up to a time, all that there are if it is None."""
+        for tail in self._tails:
+            self._held += tail.poll()
+        self._held.sort(key=lambda event: event["time_us"])
+        if cut_us is None:
+            ready, self._held = self._held, []
+        else:
+            ready = [event for event in self._held if event["time_us"] <= cut_us]
+            self._held = self._held[len(ready) :]
+        return ready
+
+    def close(self) -> None:
+        """Release the files."""
+        for tail in self._tails:
+            tail.close()
+
+
+def merge_logs(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """All events of some logs, with what was rotated away, in time order."""
+    merger = LogMerger([part for path in paths for part in (path.with_name(f"{path.name}.1"), path)])
+    events = merger.poll()
+    merger.close()
+    return events
