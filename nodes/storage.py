@@ -1,0 +1,293 @@
+"""The production end of the storage seam: a directory of real files.
+
+Every call that may wait for the disk runs in one thread hop, a write and its sync together.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from claudefs_repl.error import CallerError, DiskFull, SyncFailed
+from nodes.seams import Buffer
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BUFFERS_MAX = 1024
+"""Buffers of one system call: Linux's IOV_MAX."""
+_JOIN_BYTES_MAX = 1024
+"""When buffers are shorter than this on average, one copy of all costs less than handing them over one by one."""
+
+
+class DiskStorage:
+    """A site's disk: the files beneath one directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is touched yet; `make_dir` and `lock` make the directory if there is none."""
+        self._root = root
+        self._lock_fd: int | None = None
+
+    async def lock(self, path: str) -> None:
+        """Take the data directory for this process, until `close` or its end, and write its pid into the lock file.
+
+        Raises:
+            CallerError: another process has it.
+        """
+        await trio.to_thread.run_sync(self._lock, self._path(path))
+
+    def close(self) -> None:
+        """Give up the lock, if it was taken. Open files stay as they are."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    async def create(self, path: str, size: int) -> DiskFile:
+        """A new file of `size` zero bytes, all of them allocated. The directory entry is not synced yet.
+
+        Raises:
+            DiskFull: there is no room; nothing is left behind.
+        """
+        return DiskFile(path, await trio.to_thread.run_sync(_create, self._path(path), size))
+
+    async def open(self, path: str) -> DiskFile:
+        """An existing file, for reading and writing."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        return DiskFile(path, await trio.to_thread.run_sync(os.open, self._path(path), flags))
+
+    async def read_file(self, path: str) -> bytes | None:
+        """A small file's content, None if there is no such file."""
+        try:
+            return await trio.to_thread.run_sync(self._path(path).read_bytes)
+        except FileNotFoundError:
+            return None
+
+    async def replace_file(self, path: str, content: bytes) -> None:
+        """Write a small file atomically and durably: afterwards it has the old content or the new, after any crash.
+
+        Raises:
+            DiskFull: there is no room; the old content stands.
+        """
+        await trio.to_thread.run_sync(_replace, self._path(path), content)
+
+    async def names(self, path: str) -> list[str]:
+        """Names in a directory, sorted; empty if there is no such directory."""
+        try:
+            return sorted(await trio.to_thread.run_sync(os.listdir, self._path(path)))
+        except FileNotFoundError:
+            return []
+
+    async def size(self, path: str) -> int:
+        """A file's length in bytes."""
+        return (await trio.to_thread.run_sync(os.stat, self._path(path))).st_size
+
+    async def make_dir(self, path: str) -> None:
+        """Make a directory with its parents, durably; nothing happens if it exists."""
+        await trio.to_thread.run_sync(self._make_dir, self._path(path))
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all that is in it; nothing happens if there is none."""
+        await trio.to_thread.run_sync(_remove, self._path(path))
+
+    async def rename(self, old: str, new: str) -> None:
+        """Rename within the data directory; both directories are synced."""
+        await trio.to_thread.run_sync(_rename, self._path(old), self._path(new))
+
+    async def sync_dir(self, path: str) -> None:
+        """Return only when the directory's entries are on disk."""
+        await trio.to_thread.run_sync(_sync_dir, self._path(path))
+
+    def _path(self, path: str) -> Path:
+        assert not path.startswith("/"), f"{path} is not relative"
+        assert ".." not in path.split("/"), f"{path} leaves the data directory"
+        return self._root / path
+
+    def _lock(self, path: Path) -> None:
+        assert self._lock_fd is None
+        self._make_dir(path.parent)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise CallerError(
+                f"{self._root}: another process (pid {holder}) uses this data directory; stop it first"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+
+    def _make_dir(self, path: Path) -> None:
+        # A parent is synced although the directory exists: it may have been made just before a crash.
+        missing = [path]
+        while missing[-1] != self._root and missing[-1] != missing[-1].parent:
+            missing.append(missing[-1].parent)
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for directory in reversed(missing):
+            with _full_disk_told(directory):
+                directory.mkdir(mode=0o700, exist_ok=True)
+            _sync_dir(directory.parent)
+
+
+class DiskFile:
+    """An open file. Owned by one task."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    @property
+    def path(self) -> str:
+        """Where it is, for messages."""
+        return self._path
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only at the end of the file."""
+        return await trio.to_thread.run_sync(_read, self._fd, offset, length)
+
+    async def write(self, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        """Put bytes at an offset, all or an error; with `sync`, return only when they are on disk.
+
+        If it is cancelled, nothing was written: once begun it is not given up.
+
+        Raises:
+            DiskFull: there was no room. What was written in part is garbage beyond the caller's end.
+            SyncFailed: the disk did not confirm; the process must end.
+            OSError: anything else.
+        """
+        await trio.to_thread.run_sync(_write, self._fd, self._path, offset, buffers, sync)
+
+    async def sync(self) -> None:
+        """Return only when every earlier write is on disk.
+
+        Raises:
+            SyncFailed: the disk did not confirm; the process must end.
+        """
+        await trio.to_thread.run_sync(_sync, self._fd, self._path)
+
+    async def close(self) -> None:
+        """Release it, without a sync."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+        await trio.lowlevel.checkpoint()
+
+
+def _create(path: Path, size: int) -> int:
+    with _full_disk_told(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with _full_disk_told(path):
+            if size:
+                os.posix_fallocate(fd, 0, size)
+    except BaseException:
+        os.close(fd)
+        path.unlink()
+        raise
+    return fd
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    got = len(data)
+    while got < length and (data := os.pread(fd, length - got, offset + got)):
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def _write(fd: int, path: str, offset: int, buffers: Sequence[Buffer], sync: bool) -> None:
+    with _full_disk_told(path):
+        _write_all(fd, offset, buffers)
+    if sync:
+        _sync(fd, path)
+
+
+def _write_all(fd: int, offset: int, buffers: Sequence[Buffer]) -> None:
+    total = sum(map(len, buffers))
+    if len(buffers) > 1 and total <= _JOIN_BYTES_MAX * len(buffers):
+        buffers = [b"".join(buffers)]
+    pending = [memoryview(buffer) for buffer in reversed(buffers)]
+    while pending:
+        some = pending[-1 : -_BUFFERS_MAX - 1 : -1]
+        written = os.pwritev(fd, some, offset)
+        if not written and any(map(len, some)):
+            raise OSError(errno.EIO, "the disk took no bytes")
+        offset += written
+        while pending and written >= len(pending[-1]):
+            written -= len(pending.pop())
+        if written:
+            pending[-1] = pending[-1][written:]
+
+
+def _sync(fd: int, path: object) -> None:
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        _sync_failed(path, error)
+
+
+def _sync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        _sync_failed(path, error)
+    finally:
+        os.close(fd)
+
+
+def _sync_failed(path: object, error: OSError) -> NoReturn:
+    raise SyncFailed(f"{path}: the disk did not confirm a sync: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with _full_disk_told(path):
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write(fd, str(path), 0, [content], True)
+    except DiskFull:
+        temporary.unlink()
+        raise
+    finally:
+        os.close(fd)
+    _rename(temporary, path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    with _full_disk_told(new):
+        old.rename(new)
+    _sync_dir(new.parent)
+    if old.parent != new.parent:
+        _sync_dir(old.parent)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _full_disk_told(path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(f"{path}: {error.strerror}") from error
+        raise
