@@ -1,0 +1,295 @@
+"""A site's tree as the file commands see it, over the client service.
+
+Everything here works on whatever has the client's `call`, so that tests hand in a stand-in. An error that tells a POSIX
+number is about one object and comes out as `OperationRefused`; any other (the site is gone, takes no writes) ends the
+command.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from claudefs_repl.error import OperationRefused
+from claudefs_repl.journal import Inode
+from claudefs_repl.operations import check_name
+from nodes.client import ClientError
+from nodes.commands.ops import Op, make_directory
+from nodes.commands.tree import Kind, show
+
+LIST_LIMIT = 1000
+"""Entries of a directory in one answer: about 200 KiB, and few round trips even for large directories."""
+
+AsyncStep = Callable[..., Awaitable[Any]]
+
+
+class SiteClient(Protocol):
+    """What the file commands need of a connection to a site."""
+
+    async def call(self, method: str, /, **args: Any) -> Any:
+        """Ask, and wait for the answer. Several tasks may ask at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteNode:
+    """One object of a site's tree at one moment; the fields are those of the client service's stat map."""
+
+    inode: Inode
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    nlink: int
+    target: bytes | None
+    parent: Inode | None
+    name: bytes | None
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> RemoteNode:
+        """The object that a stat map tells of."""
+        return cls(
+            inode=Inode(answer["inode"]),
+            kind=Kind(answer["kind"]),
+            mode=answer["mode"],
+            uid=answer["uid"],
+            gid=answer["gid"],
+            mtime_ns=answer["mtime_ns"],
+            size=answer["size"],
+            nlink=answer["nlink"],
+            target=answer["target"],
+            parent=answer["parent"],
+            name=answer["name"],
+        )
+
+
+async def ask(client: SiteClient, method: str, **args: Any) -> Any:
+    """Call a method; an error about one object becomes `OperationRefused`.
+
+    Raises:
+        OperationRefused: the site answered with a POSIX error.
+        ClientError: it answered with any other error.
+    """
+    try:
+        return await client.call(method, **args)
+    except ClientError as error:
+        if error.errno:
+            raise OperationRefused(error.errno, str(error)) from error
+        raise
+
+
+async def submit(client: SiteClient, steps: Sequence[Op]) -> list[Inode]:
+    """Carry out operations in order, durable when this returns; the inode that each was about.
+
+    If one is refused, those before it stand; the exception's `done` lists their inodes.
+
+    Raises:
+        SubmitRefused: an operation does not fit the tree.
+        ClientError: the site takes no writes, or another error that is not about one object.
+    """
+    answer = await ask(client, "submit", ops=list(steps))
+    inodes = [Inode(result[0]) for result in answer["results"]]
+    error = answer["error"]
+    if error is not None:
+        if not error.get("errno"):
+            raise ClientError(error["code"], error["message"], None, 1)
+        raise SubmitRefused(error["errno"], error["message"], inodes)
+    return inodes
+
+
+class SubmitRefused(OperationRefused):
+    """A submit stopped at an operation.
+
+    Attributes:
+        done: the inodes of the operations before it, which stand.
+    """
+
+    def __init__(self, errno: int, detail: str, done: list[Inode]) -> None:
+        super().__init__(errno, detail)
+        self.done = done
+
+
+def split_path(path: bytes) -> list[bytes]:
+    """The names that a path from the root passes; none for the root itself.
+
+    Raises:
+        OperationRefused: a part cannot be a name.
+    """
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    for name in names:
+        check_name(name)
+    return names
+
+
+def join_path(names: Sequence[bytes]) -> bytes:
+    """The inverse of `split_path`."""
+    return b"/" + b"/".join(names)
+
+
+async def resolve(client: SiteClient, path: bytes) -> RemoteNode:
+    """The object at a path.
+
+    Raises:
+        OperationRefused: ENOENT or ENOTDIR, naming the path.
+    """
+    return RemoteNode.of(await ask(client, "resolve", path=join_path(split_path(path))))
+
+
+async def resolve_if_there(client: SiteClient, path: bytes) -> RemoteNode | None:
+    """The object at a path, None if there is none.
+
+    Raises:
+        OperationRefused: something on the way is no directory.
+    """
+    try:
+        return await resolve(client, path)
+    except OperationRefused as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+
+
+async def resolve_directory(client: SiteClient, path: bytes) -> RemoteNode:
+    """The directory at a path.
+
+    Raises:
+        OperationRefused: there is none.
+    """
+    node = await resolve(client, path)
+    if node.kind is not Kind.DIR:
+        raise OperationRefused(errno.ENOTDIR, f"{show(path)} is a {node.kind.value}, not a directory")
+    return node
+
+
+async def list_pages(client: SiteClient, inode: Inode) -> AsyncGenerator[list[RemoteNode], None]:
+    """A directory's entries in bytes order of their names, page by page.
+
+    Use it under `contextlib.aclosing`.
+
+    Raises:
+        OperationRefused: it is no directory any more.
+    """
+    after: bytes | None = None
+    while True:
+        answer = await ask(client, "list", inode=inode, after=after, limit=LIST_LIMIT)
+        page = [RemoteNode.of(entry) for entry in answer["entries"]]
+        yield page
+        if not answer["more"] or not page:
+            return
+        after = page[-1].name
+
+
+async def read_xattrs(client: SiteClient, inode: Inode) -> dict[bytes, bytes]:
+    """An object's extended attributes."""
+    answer: dict[bytes, bytes] = await ask(client, "xattrs", inode=inode)
+    return dict(answer)
+
+
+async def read_range(client: SiteClient, inode: Inode, offset: int, length: int) -> bytes:
+    """A part of a file; shorter only at its end."""
+    data: bytes = await ask(client, "read", inode=inode, offset=offset, length=length)
+    return data
+
+
+async def make_parents(client: SiteClient, names: Sequence[bytes], *, uid: int, gid: int, now_ns: int) -> RemoteNode:
+    """The directory at a path, made with its parents where they are missing.
+
+    Raises:
+        OperationRefused: something on the way is no directory.
+    """
+    for depth in range(len(names) + 1):
+        path = join_path(names[:depth])
+        found = await resolve_if_there(client, path)
+        if found is None:
+            break
+        if found.kind is not Kind.DIR:
+            raise OperationRefused(
+                errno.ENOTDIR,
+                f"{show(path)} is a {found.kind.value}, not a directory: choose another path or remove it",
+            )
+        node = found
+    else:
+        return node
+    steps = []
+    parent: int = node.inode
+    for made, name in enumerate(names[depth - 1 :], start=1):
+        steps.append(make_directory(parent, name, mode=0o755, uid=uid, gid=gid, mtime_ns=now_ns, exist_ok=True))
+        parent = -made
+    await submit(client, steps)
+    return await resolve_directory(client, join_path(names))
+
+
+class Workers:
+    """Starts tasks in a nursery, at most so many at once: `start` waits for a free place.
+
+    Several of them may share one set of places. Owned by the task that opened the nursery.
+    """
+
+    def __init__(self, nursery: trio.Nursery, *, limit: int = 1, places: trio.Semaphore | None = None) -> None:
+        self._nursery = nursery
+        self._places = places if places is not None else trio.Semaphore(limit)
+
+    async def start(self, function: AsyncStep, *args: Any) -> None:
+        """Run an async function with arguments as soon as there is a place."""
+        await self._places.acquire()
+        self._nursery.start_soon(self._run, function, args)
+
+    async def _run(self, function: AsyncStep, args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        finally:
+            self._places.release()
+
+
+async def in_parts(
+    ranges: Iterable[tuple[int, int]], step: Callable[[int, int], Awaitable[None]], places: trio.Semaphore
+) -> None:
+    """Run a step on each (offset, length), several at once; the ranges are drawn as there is a place.
+
+    A failure keeps further steps from starting, and is raised when those under way have ended: to cancel them could
+    cut a request in the middle, and the connection with it.
+
+    Raises:
+        OSError, OperationRefused, NotStill: what the first step that failed raised.
+    """
+    failures: list[Exception] = []
+
+    async def run(offset: int, length: int) -> None:
+        try:
+            await step(offset, length)
+        except (OSError, OperationRefused, NotStill) as error:
+            failures.append(error)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            workers = Workers(nursery, places=places)
+            for offset, length in ranges:
+                await workers.start(run, offset, length)
+                if failures:
+                    break
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
+    if failures:
+        raise failures[0]
+
+
+class NotStill(Exception):  # noqa: N818 -- no error of the program: an ordinary outcome of a transfer
+    """A file changed while it was read."""
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show of several that ended a nursery: an interrupt before anything else, else the first."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending = [*error.exceptions, *pending]
+        else:
+            leaves.append(error)
+    return min(leaves, key=lambda leaf: (not isinstance(leaf, KeyboardInterrupt), isinstance(leaf, Exception)))
