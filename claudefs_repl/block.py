@@ -22,15 +22,16 @@ Byte layout, little endian:
 | as told      | the body: for each entry seq (8), inode (8), payload                          |
 
 The body is one run of bytes so that the batch tag is an HMAC over a prefix and that run. Joining blocks joins columns.
-Nothing but `rows` and a cut in the middle costs Python work for each entry.
+Nothing but `rows`, `check_rows` and a cut in the middle costs Python work for each entry.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice, repeat
 from typing import NamedTuple
 
 from claudefs_repl.checkpoint import encoded_cursors_length
@@ -43,13 +44,16 @@ BODY_BYTES_MAX = 4 << 20
 """A block is read, verified and sent as a whole; a few of them must fit in memory for every peer."""
 SEEN_MAX = 256
 """Vectors of one block: an index fits a byte, so that joined blocks are renumbered by `bytes.translate`."""
+SEEN_BYTES_MAX = 256 * 1024
+"""The `seen` table: SEEN_MAX vectors of 20 journals at 4 shards, or one of 127 journals at 256 shards."""
 
 _HEAD = struct.Struct("<BBHIQIII")
 _ROW_HEAD = struct.Struct("<QQ")
 ROW_HEAD_BYTES = _ROW_HEAD.size
 _COLUMN_BYTES = 8 + 4 + 4 + 1 + 1 + 1
-BLOCK_BYTES_MAX = _HEAD.size + ENTRIES_MAX * _COLUMN_BYTES + SEEN_MAX * 1024 + BODY_BYTES_MAX
+BLOCK_BYTES_MAX = _HEAD.size + ENTRIES_MAX * _COLUMN_BYTES + SEEN_BYTES_MAX + BODY_BYTES_MAX
 """No block is longer, so no reader of one takes more memory than this."""
+assert sys.byteorder == "little", "columns are read in place, in the machine's byte order"
 
 
 class Row(NamedTuple):
@@ -104,6 +108,8 @@ class Block:
             raise ValueError(f"a block has 1 to {ENTRIES_MAX} entries, not {count}")
         if first_seq < 1 or first_seq + count > 1 << 63:
             raise ValueError(f"seq {first_seq} is out of range")
+        if seen_bytes > SEEN_BYTES_MAX:
+            raise ValueError(f"a `seen` table has at most {SEEN_BYTES_MAX} bytes, not {seen_bytes}")
         if body_bytes > BODY_BYTES_MAX:
             raise ValueError(f"a body has at most {BODY_BYTES_MAX} bytes, not {body_bytes}")
         self.encoded = memoryview(encoded)
@@ -186,6 +192,11 @@ class Block:
         return tuple(map(bytes, self._split_seen(self.encoded[1] + 1)))
 
     @property
+    def seen_bytes(self) -> int:
+        """Length of the encoded `seen_table`."""
+        return int(self._body_at - self._seen_at)
+
+    @property
     def body(self) -> memoryview:
         """What the batch tag covers: seq (8), inode (8), payload of each entry, without a gap."""
         return self.encoded[self._body_at :]
@@ -205,6 +216,28 @@ class Block:
             at = end
         return parts
 
+    def check_rows(self) -> None:
+        """Look at each entry's seq and inode in the body, once, when a block comes from another site.
+
+        Raises:
+            ValueError: the seqs are not the ones that the head tells, or an inode is beyond 63 bits.
+        """
+        lengths, body, count = self.lengths, self.body, self.count
+        if min(lengths) == max(lengths):
+            stride = lengths[0] + ROW_HEAD_BYTES
+            expected = struct.pack(f"<{count}Q", *range(self.first_seq, self.last_seq + 1))
+            seqs_fit = all(body[at::stride].tobytes() == expected[at::8] for at in range(8))
+            highest_byte = max(body[ROW_HEAD_BYTES - 1 :: stride])
+        else:
+            starts = accumulate([length + ROW_HEAD_BYTES for length in lengths.tolist()], initial=0)
+            seqs, inodes = zip(*map(_ROW_HEAD.unpack_from, repeat(body), islice(starts, count)), strict=True)
+            seqs_fit = list(seqs) == list(range(self.first_seq, self.last_seq + 1))
+            highest_byte = max(inodes) >> 56
+        if not seqs_fit:
+            raise ValueError("the seqs in the body are not the ones that the head tells")
+        if highest_byte > 0x7F:
+            raise ValueError("an inode is beyond 63 bits")
+
     def rows(self) -> Iterator[Row]:
         """The entries one by one.
 
@@ -212,9 +245,7 @@ class Block:
             ValueError: the seqs inside the body are not the ones that the head tells.
         """
         body, at = self.body, 0
-        columns = zip(
-            self.timestamps, self.ops, self.flags, self.lengths, self.crcs, self.seen_indexes, strict=True
-        )
+        columns = zip(self.timestamps, self.ops, self.flags, self.lengths, self.crcs, self.seen_indexes, strict=True)
         for seq, (timestamp_us, op, flags, length, crc32, seen) in enumerate(columns, self.first_seq):
             body_seq, inode = _ROW_HEAD.unpack_from(body, at)
             if body_seq != seq:
@@ -251,7 +282,7 @@ class Block:
 
 
 def join_blocks(blocks: Sequence[Block]) -> Block:
-    """One block of consecutive blocks of one shard, at most ENTRIES_MAX entries, BODY_BYTES_MAX and SEEN_MAX vectors."""
+    """One block of consecutive blocks of one shard, together within a block's limits (entries, body, `seen`)."""
     if len(blocks) == 1:
         return blocks[0]
     table: dict[bytes, int] = {}
@@ -261,24 +292,16 @@ def join_blocks(blocks: Sequence[Block]) -> Block:
         assert block.shard == blocks[0].shard
         assert block.first_seq == expected
         expected += block.count
-        renumbered = bytes(table.setdefault(vector, len(table)) for vector in block.seen_table)
-        indexes.append(bytes(block.seen_indexes).translate(renumbered.ljust(256, b"\0")))
+        renumbered = [table.setdefault(vector, len(table)) for vector in block.seen_table]
+        assert len(table) <= SEEN_MAX
+        indexes.append(bytes(block.seen_indexes).translate(bytes(renumbered).ljust(256, b"\0")))
     seen = b"".join(table)
     body_bytes = sum(len(block.body) for block in blocks)
     count = expected - blocks[0].first_seq
     head = _HEAD.pack(VERSION, len(table) - 1, 0, blocks[0].shard, blocks[0].first_seq, count, len(seen), body_bytes)
     columns = [
-        block._column(before, width) for before, width in ((0, 8), (8, 4), (12, 4), (16, 1), (17, 1)) for block in blocks
+        block._column(before, width)
+        for before, width in ((0, 8), (8, 4), (12, 4), (16, 1), (17, 1))
+        for block in blocks
     ]
     return Block(b"".join((head, *columns, *indexes, seen, *[block.body for block in blocks])))
-
-
-def can_join(blocks: Iterable[Block], *, bytes_max: int) -> bool:
-    """Whether `join_blocks` may be asked for these, and stays within a number of body bytes."""
-    entries = body = 0
-    vectors: set[bytes] = set()
-    for block in blocks:
-        entries += block.count
-        body += len(block.body)
-        vectors.update(block.seen_table)
-    return entries <= ENTRIES_MAX and body <= min(bytes_max, BODY_BYTES_MAX) and len(vectors) <= SEEN_MAX

@@ -1,7 +1,8 @@
 """Replication checkpoints: cursor vectors over all journals and shards, and how they compare.
 
-A cursor is the count of entries of one journal's shard that have passed a point, which is also the `seq` of the last of
-them, because seqs are dense from 1. 0 is "none of them"; a journal that is absent from a vector is the same as all zeros.
+A cursor is the count of entries of one journal's shard that have passed a point, which is also the `seq` of the last
+of them, because seqs are dense from 1. 0 is "none of them"; a journal that is absent from a vector is the same as all
+zeros.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 
-from claudefs_repl.journal import Incarnation, JournalId, SiteId
+from claudefs_repl.journal import SITE_ID_MAX, Incarnation, JournalId, SiteId
 
 Cursors = Mapping[JournalId, tuple[int, ...]]
 """Cursors of every journal: one seq for each shard. Treated as immutable."""
 
 JOURNALS_MAX = 4096
 """Journals in one vector: every site that a configuration can name, twice."""
+SEQ_MAX = (1 << 63) - 1
+"""Seqs stay signed 64-bit integers, as SQLite wants them."""
 _HEAD = struct.Struct("<HH")
 _JOURNAL = struct.Struct("<QQ")
 
@@ -81,19 +84,28 @@ def decode_cursors(encoded: bytes | memoryview) -> dict[JournalId, tuple[int, ..
     """The inverse of `encode_cursors`.
 
     Raises:
-        ValueError: the bytes are not one whole vector.
+        ValueError: the bytes are not what `encode_cursors` writes for some vector.
     """
     if len(encoded) < _HEAD.size:
         raise ValueError(f"a cursor vector has at least {_HEAD.size} bytes, not {len(encoded)}")
     journals, shards = _HEAD.unpack_from(encoded)
     size = _JOURNAL.size + 8 * shards
+    if journals > JOURNALS_MAX:
+        raise ValueError(f"a cursor vector has at most {JOURNALS_MAX} journals, not {journals}")
     if len(encoded) != _HEAD.size + journals * size:
         raise ValueError(f"{journals} journals of {shards} shards do not fit {len(encoded)} bytes")
     cursors: dict[JournalId, tuple[int, ...]] = {}
+    last = JournalId(SiteId(0), Incarnation(0))
     for at in range(_HEAD.size, len(encoded), size):
         origin, incarnation = _JOURNAL.unpack_from(encoded, at)
         seqs = struct.unpack_from(f"<{shards}Q", encoded, at + _JOURNAL.size)
-        cursors[JournalId(SiteId(origin), Incarnation(incarnation))] = seqs
+        journal = JournalId(SiteId(origin), Incarnation(incarnation))
+        if journal <= last or origin > SITE_ID_MAX:
+            raise ValueError(f"journal {journal} is out of order or range")
+        if not 0 < max(seqs, default=0) <= SEQ_MAX:
+            raise ValueError(f"journal {journal} has no cursor above 0, or one beyond {SEQ_MAX}")
+        cursors[journal] = seqs
+        last = journal
     return cursors
 
 

@@ -18,9 +18,9 @@ Inode = NewType("Inode", int)
 """An object's number: site (11 bits) and the low 52 bits of the making entry's stamp."""
 
 SITE_ID_MAX = 2047
-"""11 bits beside the stamp's 52: an inode number stays a positive signed 64-bit integer, as SQLite and off_t want it."""
+"""11 bits beside the stamp's 52: an inode number stays a positive signed 64-bit integer, as SQLite and off_t want."""
 SHARDS_MAX = 256
-"""A shard's share of a cursor vector is 8 bytes in each block's `seen` table; 256 keep a vector near 2 KiB a journal."""
+"""A shard's share of a cursor vector is 8 bytes in a block's `seen` table; 256 keep a vector near 2 KiB a journal."""
 STAMP_BITS = 52
 ROOT_INODE = Inode(1)
 """The root directory: it exists in every tree and no entry makes it."""
@@ -55,7 +55,10 @@ class JournalId(NamedTuple):
             ValueError: the text has another form.
         """
         origin, _, incarnation = text.partition(":")
-        return cls(SiteId(int(origin)), Incarnation(int(incarnation, 16)))
+        journal = cls(SiteId(int(origin)), Incarnation(int(incarnation, 16)))
+        if str(journal) != text or len(incarnation) != 16 or journal.origin < 1:
+            raise ValueError(f"not a journal: {text!r:.60}")
+        return journal
 
 
 class Op(enum.IntEnum):

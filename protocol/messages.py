@@ -247,6 +247,7 @@ def _decode_batch(body: memoryview, shard_count: int | None) -> Batch:
         )
     if block.shard >= (SHARDS_MAX if shard_count is None else shard_count):
         raise ValueError(f"shard {block.shard} is out of range")
+    block.check_rows()
     for seen in block.seen_table:
         _check_shards(decode_cursors(seen), shard_count)
     return batch
@@ -277,13 +278,9 @@ def _unpack_fields(packed: memoryview, schema: _Schema, shard_count: int | None)
 
 
 def _check_shards(cursors: Cursors, shard_count: int | None) -> None:
-    for journal, seqs in cursors.items():
-        if not 1 <= journal.origin <= SITE_ID_MAX:
-            raise ValueError(f"journal {journal} has no site")
+    for seqs in cursors.values():
         if len(seqs) != (shard_count or len(seqs)):
             raise ValueError(f"a vector has {len(seqs)} shards, not {shard_count}")
-        if max(seqs, default=0) > INTEGER_MAX:
-            raise ValueError("a cursor is out of range")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

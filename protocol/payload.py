@@ -109,13 +109,15 @@ def decode_payload(op: int, payload: bytes) -> Operation:
     if not isinstance(fields, tuple) or not fields:
         raise PayloadInvalid("a payload is an array that begins with its version")
     if fields[0] != VERSION or type(fields[0]) is not int:
-        raise PayloadInvalid(f"payload version {fields[0]!r} is not known")
+        raise PayloadInvalid(f"payload version {_show(fields[0])} is not known")
+    if op not in _SCHEMAS:
+        raise PayloadInvalid(f"operation {op} is not known")
     decoder, checks = _SCHEMAS[op]
     if len(fields) != len(checks) + 1:
         raise PayloadInvalid(f"{Op(op).name} has {len(checks)} fields, not {len(fields) - 1}")
     for field, check in zip(fields[1:], checks, strict=True):
         if not check(field):
-            raise PayloadInvalid(f"{Op(op).name} has a field out of range: {field!r:.60}")
+            raise PayloadInvalid(f"{Op(op).name} has a field out of range: {_show(field)}")
     operation = decoder(*fields[1:])
     if isinstance(operation, Create | Symlink | Unlink) and (operation.parent is None) != (operation.name is None):
         raise PayloadInvalid("a parent and a name come together or not at all")
@@ -124,6 +126,11 @@ def decode_payload(op: int, payload: bytes) -> Operation:
     if isinstance(operation, Write) and operation.offset + len(operation.data) > FILE_BYTES_MAX:
         raise PayloadInvalid("a write ends beyond the largest file")
     return operation
+
+
+def _show(field: Any) -> str:
+    # nested arrays are named, not shown: their repr could recurse without end
+    return repr(field)[:60] if isinstance(field, int | bytes) else type(field).__name__
 
 
 def _int_up_to(maximum: int, minimum: int = 0) -> Callable[[Any], bool]:
@@ -159,8 +166,9 @@ def _replaced(value: Any) -> bool:
 
 
 def _make_rename(*fields: Any) -> Rename:
-    *places, replaced = fields
-    return Rename(*places, tuple(Replaced(Inode(inode), is_dir) for inode, is_dir in replaced))
+    from_parent, from_name, to_parent, to_name, is_dir, replaced = fields
+    objects = tuple(Replaced(Inode(inode), of_dir) for inode, of_dir in replaced)
+    return Rename(from_parent, from_name, to_parent, to_name, is_dir, objects)
 
 
 _inode = _int_up_to(INODE_MAX, 1)
