@@ -129,9 +129,7 @@ class RemoveXattr:
     name: bytes
 
 
-Operation = (
-    Create | Unlink | Rename | Write | Truncate | SetAttr | Link | Symlink | MkDir | SetXattr | RemoveXattr
-)
+Operation = Create | Unlink | Rename | Write | Truncate | SetAttr | Link | Symlink | MkDir | SetXattr | RemoveXattr
 
 
 def check_name(name: bytes) -> None:

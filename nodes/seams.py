@@ -85,5 +85,12 @@ class Storage(Protocol):
     async def rename(self, old: str, new: str) -> None:
         """Rename within the data directory; both directories are synced."""
 
+    async def copy(self, source: str, target: str) -> None:
+        """Copy a file of any size within the data directory, in bounded memory; the copy is synced.
+
+        Raises:
+            DiskFull: there was no room; what was copied in part is left at the target.
+        """
+
     async def sync_dir(self, path: str) -> None:
         """Return only when the directory's entries are on disk."""

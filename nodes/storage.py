@@ -29,6 +29,9 @@ _INLINE_BYTES_MAX = 64 * 1024
 """Up to this a copy out of the page cache takes less time than a thread hop."""
 _READ_CACHED_ONLY = getattr(os, "RWF_NOWAIT", 0)
 
+_COPY_BYTES = 1 << 20
+"""A copy reads and writes so much at a time."""
+
 
 class DiskStorage:
     """A site's disk: the files beneath one directory."""
@@ -102,6 +105,10 @@ class DiskStorage:
     async def rename(self, old: str, new: str) -> None:
         """Rename within the data directory; both directories are synced."""
         await trio.to_thread.run_sync(_rename, self._path(old), self._path(new))
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copy a file within the data directory, in bounded memory; the copy is synced."""
+        await trio.to_thread.run_sync(_copy, self._path(source), self._path(target))
 
     async def sync_dir(self, path: str) -> None:
         """Return only when the directory's entries are on disk."""
@@ -293,6 +300,14 @@ def _rename(old: Path, new: Path) -> None:
     _sync_dir(new.parent)
     if old.parent != new.parent:
         _sync_dir(old.parent)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, _full_disk_told(target), target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, _COPY_BYTES)
+        writing.flush()
+        _sync(writing.fileno(), target)
+    _sync_dir(target.parent)
 
 
 def _remove(path: Path) -> None:

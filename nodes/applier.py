@@ -1,0 +1,115 @@
+"""The applier: what the replica logs received goes into the view, in bounded steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.checkpoint import cursor_of, distance
+from claudefs_repl.error import DiskFull
+from nodes.entry_log import EntryLog, LogReader
+from nodes.journals import Journals
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+
+STEP_BYTES = 256 * 1024
+"""Log bytes of one transaction: about a thousand small entries, a few tens of milliseconds; a client's write that
+comes meanwhile waits no longer than that."""
+PAUSE_MAX_S = 1.0
+"""The longest rest between two steps, so that a slow step does not stop the applying for a while."""
+DISK_RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class ApplierStats:
+    """What the applier has done since the start. Owned by the applier."""
+
+    entries: int = 0
+    busy_s: float = 0.0
+    dead_letters: int = 0
+
+
+class Applier:
+    """Folds journals into the store. Owned by the task that calls it: the site at the start, then `run`."""
+
+    def __init__(
+        self,
+        *,
+        journals: Journals,
+        store: SqliteStore,
+        share: float,
+        gate: WriteGate,
+        logger: BoundLogger,
+    ) -> None:
+        self._journals = journals
+        self._store = store
+        self._share = share
+        self._gate = gate
+        self._logger = logger
+        self._readers: dict[EntryLog, LogReader] = {}
+        self.stats = ApplierStats()
+
+    async def run(self) -> None:
+        """Apply the replicas for ever. While a received backlog grows, take at most the configured share of the time."""
+        while True:
+            progressed = False
+            for log in self._journals.all()[1:]:
+                before = self._pending(log)
+                started_s = trio.current_time()
+                try:
+                    applied = await self._step(log)
+                except DiskFull as full:
+                    self._gate.close_for_disk(full, self._logger)
+                    await self._forget_reader(log)
+                    await trio.sleep(DISK_RETRY_S)
+                    continue
+                if not applied:
+                    continue
+                progressed = True
+                busy_s = trio.current_time() - started_s
+                if self._pending(log) > before:
+                    await trio.sleep(min(PAUSE_MAX_S, busy_s * (1 / self._share - 1)))
+            if not progressed:
+                await self._journals.replica_grew.wait()
+
+    async def catch_up(self, log: EntryLog) -> int:
+        """Apply one log to its durable end; returns the entries applied."""
+        total = 0
+        while applied := await self._step(log):
+            total += applied
+        await self._forget_reader(log)
+        return total
+
+    def _pending(self, log: EntryLog) -> int:
+        applied = cursor_of(self._store.applied, log.journal, log.shard_count)
+        return distance(log.tails, applied)
+
+    async def _step(self, log: EntryLog) -> int:
+        if not self._pending(log):
+            return 0
+        reader = self._readers.get(log)
+        if reader is None:
+            reader = log.reader(cursor_of(self._store.applied, log.journal, log.shard_count))
+            self._readers[log] = reader
+        blocks = await reader.read(bytes_max=STEP_BYTES)
+        if not blocks:
+            return 0
+        started_s = trio.current_time()
+        async with self._store.transaction() as transaction:
+            report = await transaction.fold_blocks(log.journal, blocks)
+            await transaction.commit()
+        self.stats.busy_s += trio.current_time() - started_s
+        self.stats.entries += report.entries
+        for letter in report.dead_letters:
+            self.stats.dead_letters += 1
+            self._logger.error(
+                "dead_letter", journal=str(log.journal), shard=letter.shard, seq=letter.seq, reason=letter.reason
+            )
+        return sum(block.count for block in blocks)
+
+    async def _forget_reader(self, log: EntryLog) -> None:
+        reader = self._readers.pop(log, None)
+        if reader is not None:
+            await reader.close()

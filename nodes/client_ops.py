@@ -1,0 +1,162 @@
+"""Clients' operations: from the maps of a submit request to the store's local operations, checked field by field."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from claudefs_repl.error import OperationRefused
+from claudefs_repl.journal import DATA_BYTES_MAX, FILE_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_VALUE_BYTES_MAX
+from nodes.store.local import (
+    CreateFile,
+    GiveUp,
+    LocalOp,
+    MakeDir,
+    MakeLink,
+    MakeSymlink,
+    Move,
+    NameFile,
+    Remove,
+    RemoveDir,
+    RemoveX,
+    SetAttributes,
+    SetX,
+    TruncateFile,
+    WriteData,
+)
+from nodes.store.view import Stat
+
+OPS_MAX = 1024
+"""Operations of one request: a group commit takes many requests, none of which may hold it up."""
+REQUEST_DATA_MAX = 1 << 20
+"""Data bytes of one request."""
+
+Check = Callable[[Any], bool]
+
+
+def bad_request(detail: str) -> OperationRefused:
+    """A request that no well-made client sends."""
+    return OperationRefused(errno.EINVAL, detail)
+
+
+def parse_ops(args: dict[str, Any]) -> list[LocalOp]:
+    """The operations of a submit request.
+
+    Raises:
+        OperationRefused: EINVAL, naming the operation and the field.
+    """
+    ops = args.get("ops")
+    if not isinstance(ops, list) or not 1 <= len(ops) <= OPS_MAX:
+        raise bad_request(f"a submit has 1 to {OPS_MAX} operations")
+    parsed = [_parse_op(index, op) for index, op in enumerate(ops)]
+    data_bytes = sum(len(op.data) for op in parsed if isinstance(op, WriteData))
+    if data_bytes > REQUEST_DATA_MAX:
+        raise bad_request(f"a submit carries at most {REQUEST_DATA_MAX} bytes of data, not {data_bytes}")
+    return parsed
+
+
+def _parse_op(index: int, op: Any) -> LocalOp:
+    if not isinstance(op, dict) or op.get("op") not in _SCHEMAS:
+        raise bad_request(f"operation {index}: one of {', '.join(_SCHEMAS)}")
+    make, checks = _SCHEMAS[op["op"]]
+    unknown = set(op) - set(checks) - {"op"}
+    if unknown:
+        raise bad_request(f"operation {index} ({op['op']}): unknown fields {sorted(map(str, unknown))}")
+    fields = {}
+    for name, check in checks.items():
+        value = op.get(name)
+        if not check(value):
+            raise bad_request(f"operation {index} ({op['op']}): {name} is out of range: {value!r:.60}")
+        fields[name] = value
+    return make(**fields)
+
+
+def _int(minimum: int, maximum: int) -> Check:
+    return lambda value: type(value) is int and minimum <= value <= maximum
+
+
+def _bytes(maximum: int) -> Check:
+    return lambda value: type(value) is bytes and len(value) <= maximum
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+_inode = _int(-OPS_MAX, (1 << 63) - 1)
+_mode = _int(0, 0o7777)
+_id = _int(0, 0xFFFF_FFFF)
+_time = _int(-(1 << 63), (1 << 63) - 1)
+_length = _int(0, FILE_BYTES_MAX)
+_name = _bytes(1 << 16)
+
+_SCHEMAS: dict[str, tuple[Callable[..., LocalOp], dict[str, Check]]] = {
+    "create": (
+        CreateFile,
+        {
+            "parent": _optional(_inode),
+            "name": _optional(_name),
+            "mode": _mode,
+            "uid": _id,
+            "gid": _id,
+            "mtime_ns": _time,
+        },
+    ),
+    "mkdir": (
+        MakeDir,
+        {
+            "parent": _inode,
+            "name": _name,
+            "mode": _mode,
+            "uid": _id,
+            "gid": _id,
+            "mtime_ns": _time,
+            "exist_ok": _bool,
+        },
+    ),
+    "symlink": (
+        MakeSymlink,
+        {
+            "parent": _inode,
+            "name": _name,
+            "uid": _id,
+            "gid": _id,
+            "mtime_ns": _time,
+            "target": _bytes(SYMLINK_BYTES_MAX),
+        },
+    ),
+    "link": (MakeLink, {"inode": _inode, "parent": _inode, "name": _name}),
+    "remove": (Remove, {"parent": _inode, "name": _name}),
+    "rmdir": (RemoveDir, {"parent": _inode, "name": _name}),
+    "give_up": (GiveUp, {"inode": _inode}),
+    "move": (
+        Move,
+        {"from_parent": _inode, "from_name": _name, "to_parent": _inode, "to_name": _name, "replace": _bool},
+    ),
+    "name": (NameFile, {"inode": _inode, "to_parent": _inode, "to_name": _name, "replace": _bool}),
+    "write": (WriteData, {"inode": _inode, "offset": _length, "data": _bytes(DATA_BYTES_MAX)}),
+    "truncate": (TruncateFile, {"inode": _inode, "length": _length}),
+    "setattr": (
+        SetAttributes,
+        {
+            "inode": _inode,
+            "mode": _optional(_mode),
+            "uid": _optional(_id),
+            "gid": _optional(_id),
+            "mtime_ns": _optional(_time),
+        },
+    ),
+    "setxattr": (SetX, {"inode": _inode, "name": _name, "value": _bytes(XATTR_VALUE_BYTES_MAX)}),
+    "removexattr": (RemoveX, {"inode": _inode, "name": _name}),
+}
+
+
+def stat_to_map(stat: Stat) -> dict[str, Any]:
+    """What a client gets to see of an object."""
+    return asdict(stat)

@@ -1,0 +1,257 @@
+"""The client service: file commands of this machine, over a Unix socket that only the site's user can reach."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.error import CallerError, NotWritable, OperationRefused, ProtocolViolation, ReplError
+from claudefs_repl.journal import Inode
+from nodes.client_ops import bad_request, parse_ops, stat_to_map
+from nodes.journal_writer import WriteRequest
+from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+from protocol.client import ClientFrames, Request, encode_error, encode_response, parse_request
+
+CONNECTIONS_MAX = 128
+"""Commands of one machine at once; each holds at most its pipeline of requests."""
+PIPELINE_MAX = 32
+"""Requests of one connection under way: beyond them its socket is not read."""
+READ_BYTES = 256 * 1024
+DATA_READ_MAX = 4 << 20
+LIST_MAX = 1000
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+Answer = Callable[[], Awaitable[bytes]]
+"""Called when it is its turn: waits for a request's end and gives the frame to send."""
+_CLIENT_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+@dataclass(slots=True)
+class ClientStats:
+    """Numbers for status. Owned by the client service."""
+
+    connections: int = 0
+    requests: int = 0
+    refused_writes: int = 0
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One client: the files it made and has not named yet are given up when it goes."""
+
+    nameless: set[int] = field(default_factory=set)
+
+
+class ClientService:
+    """Serves the clients of one site.
+
+    Args:
+        extra: handlers of questions that are not about the tree, by method: hello, status, digest, manifest.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: SqliteStore,
+        writes: trio.MemorySendChannel[WriteRequest],
+        gate: WriteGate,
+        extra: Mapping[str, Handler],
+        logger: BoundLogger,
+    ) -> None:
+        self._store = store
+        self._writes = writes
+        self._gate = gate
+        self._logger = logger
+        self._handlers: dict[str, Handler] = {
+            "resolve": self._resolve,
+            "stat": self._stat,
+            "list": self._list,
+            "read": self._read,
+            "xattrs": self._xattrs,
+            **extra,
+        }
+        self.stats = ClientStats()
+
+    async def run(
+        self,
+        socket_path: Path,
+        *,
+        task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen until cancelled. A socket file that a killed process left behind is replaced: the lock is ours."""
+        place = trio.Path(socket_path)
+        await place.unlink(missing_ok=True)
+        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        await sock.bind(str(socket_path))
+        await place.chmod(0o600)
+        sock.listen(CONNECTIONS_MAX)
+        try:
+            await trio.serve_listeners(self.serve, [trio.SocketListener(sock)], task_status=task_status)
+        finally:
+            with trio.CancelScope(shield=True):
+                await place.unlink(missing_ok=True)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one client until it goes away; answers come in the order of the requests."""
+        if self.stats.connections >= CONNECTIONS_MAX:
+            self._logger.warning("client_refused", reason=f"{CONNECTIONS_MAX} clients are connected")
+            await trio.aclose_forcefully(stream)
+            return
+        self.stats.connections += 1
+        connection = _Connection()
+        try:
+            async with trio.open_nursery() as nursery:
+                sender, receiver = trio.open_memory_channel[Answer](PIPELINE_MAX)
+                nursery.start_soon(_answer, stream, receiver)
+                await self._take_requests(stream, sender, connection)
+        except BaseExceptionGroup as group:
+            expected, rest = group.split(_CLIENT_ERRORS)
+            if rest is not None:
+                raise rest from None
+            assert expected is not None
+        finally:
+            self.stats.connections -= 1
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+        await self._give_up(connection)
+
+    async def _take_requests(
+        self, stream: trio.SocketStream, answers: trio.MemorySendChannel[Answer], connection: _Connection
+    ) -> None:
+        frames = ClientFrames()
+        async with answers:
+            while data := await stream.receive_some(READ_BYTES):
+                frames.feed(data)
+                try:
+                    while (message := frames.next()) is not None:
+                        request = parse_request(message)
+                        self.stats.requests += 1
+                        await answers.send(await self._begin(request, connection))
+                except ProtocolViolation as violation:
+                    self._logger.warning("client_refused", reason=str(violation))
+                    return
+
+    async def _begin(self, request: Request, connection: _Connection) -> Answer:
+        """Start a request; writes go to the journal writer at once, in order, the rest waits for its turn."""
+        if request.method != "submit":
+            return partial(self._answer_read, request)
+        try:
+            ops = parse_ops(request.args)
+            self._gate.check_write()
+        except ReplError as error:
+            self.stats.refused_writes += isinstance(error, NotWritable)
+            return partial(_ready, _encode_failure(request.request_id, error))
+        waiting = WriteRequest(LocalRequest(ops))
+        await self._writes.send(waiting)
+        return partial(self._answer_write, request, waiting, ops, connection)
+
+    async def _answer_write(
+        self, request: Request, waiting: WriteRequest, ops: list[LocalOp], connection: _Connection
+    ) -> bytes:
+        try:
+            outcome = await waiting.result()
+        except ReplError as error:
+            return _encode_failure(request.request_id, error)
+        _note_nameless(ops, outcome, connection.nameless)
+        refused = outcome.error
+        refusal = None
+        if refused is not None:
+            refusal = {
+                "index": len(outcome.results),
+                "code": refused.code,
+                "errno": refused.errno,
+                "message": str(refused),
+            }
+        results = [[result.inode, result.shard, result.seq] for result in outcome.results]
+        return encode_response(request.request_id, {"results": results, "error": refusal})
+
+    async def _answer_read(self, request: Request) -> bytes:
+        handler = self._handlers.get(request.method)
+        try:
+            if handler is None:
+                raise CallerError(f"no such method: {request.method}")
+            if request.method in ("resolve", "stat", "list", "read", "xattrs"):
+                self._gate.check_read()
+            return encode_response(request.request_id, await handler(request.args))
+        except (KeyError, TypeError) as error:
+            return _encode_failure(request.request_id, bad_request(f"{request.method}: {error!r}"))
+        except ReplError as error:
+            return _encode_failure(request.request_id, error)
+
+    async def _give_up(self, connection: _Connection) -> None:
+        """Files that an interrupted client left without a name are no use to anybody."""
+        if not connection.nameless:
+            return
+        ops = [GiveUp(Inode(inode)) for inode in sorted(connection.nameless)]
+        waiting = WriteRequest(LocalRequest(ops))
+        try:
+            self._gate.check_write()
+            await self._writes.send(waiting)
+            await waiting.result()
+        except (ReplError, trio.BrokenResourceError):
+            return  # the next start finds them in the store
+        self._logger.info("reclaimed", files=len(ops))
+
+    async def _resolve(self, args: dict[str, Any]) -> Any:
+        path = args["path"]
+        return stat_to_map(await self._store.read(lambda view: view.resolve(path)))
+
+    async def _stat(self, args: dict[str, Any]) -> Any:
+        inode = args["inode"]
+        return stat_to_map(await self._store.read(lambda view: view.stat(inode)))
+
+    async def _list(self, args: dict[str, Any]) -> Any:
+        inode, after, limit = args["inode"], args["after"], min(int(args["limit"]), LIST_MAX)
+        entries, more = await self._store.read(lambda view: view.list_dir(inode, after=after, limit=limit))
+        return {"entries": [stat_to_map(entry) for entry in entries], "more": more}
+
+    async def _read(self, args: dict[str, Any]) -> Any:
+        inode, offset, length = args["inode"], int(args["offset"]), int(args["length"])
+        if offset < 0 or not 0 <= length <= DATA_READ_MAX:
+            raise OperationRefused(errno.EINVAL, f"a read is of 0 to {DATA_READ_MAX} bytes, not {length} at {offset}")
+        return await self._store.read(lambda view: view.read(inode, offset, length))
+
+    async def _xattrs(self, args: dict[str, Any]) -> Any:
+        inode = args["inode"]
+        return await self._store.read(lambda view: view.xattrs(inode))
+
+
+async def _answer(stream: trio.SocketStream, answers: trio.MemoryReceiveChannel[Answer]) -> None:
+    async with answers:
+        async for answer in answers:
+            await stream.send_all(await answer())
+
+
+async def _ready(answer: bytes) -> bytes:
+    return answer
+
+
+def _encode_failure(request_id: int, error: ReplError) -> bytes:
+    match error:
+        case OperationRefused():
+            return encode_error(request_id, code=error.code, message=str(error), errno=error.errno, exit=1)
+        case NotWritable():
+            return encode_error(request_id, code="not_writable", message=str(error), errno=errno.EROFS, exit=3)
+        case CallerError():
+            return encode_error(request_id, code="bad_request", message=str(error), errno=errno.EINVAL, exit=2)
+    return encode_error(request_id, code="failed", message=str(error), errno=errno.EIO, exit=1)
+
+
+def _note_nameless(ops: list[LocalOp], outcome: RequestOutcome, nameless: set[int]) -> None:
+    """Keep account of the files that this connection made and has not named."""
+    made = [result.inode for result in outcome.results]
+    for op, result in zip(ops, outcome.results, strict=False):
+        match op:
+            case CreateFile(parent=None):
+                nameless.add(result.inode)
+            case NameFile(inode=inode) | MakeLink(inode=inode) | GiveUp(inode=inode):
+                nameless.discard(made[-inode - 1] if inode < 0 else inode)

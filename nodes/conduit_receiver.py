@@ -1,0 +1,266 @@
+"""The conduit's receiver: a peer's batches are verified, put in order, made durable, acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.batch_auth import BatchAuthenticator
+from claudefs_repl.block import Block
+from claudefs_repl.conduit import ReceiveProgress, Verdict
+from claudefs_repl.error import DiskFull, ProtocolViolation
+from claudefs_repl.journal import JournalId, SiteId
+from claudefs_repl.topology import ReplicationConfig
+from nodes.entry_log import EntryLog
+from nodes.journals import Journals
+from nodes.link import LINK_ERRORS, Link, LinkClosed, describe_failure, one_link_error
+from nodes.peers import PeerRecord
+from nodes.seams import WallClock
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import DISK_FULL, WriteGate
+from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
+
+QUEUE_MAX = 16
+"""Verified batches that wait for the disk: one group being synced and one being gathered. Beyond it the socket is not
+read, and TCP slows the sender."""
+DISK_RETRY_S = 1.0
+"""Between two attempts to append when the disk was full."""
+
+
+@dataclass(slots=True)
+class ReceiverStats:
+    """What this site's receivers have taken since the start. Owned by them."""
+
+    entries: int = 0
+    batches: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+    rejected: int = 0
+
+
+@dataclass(slots=True)
+class Receiving:
+    """What every inbound conduit of a site works with. Owned by the site.
+
+    Attributes:
+        mode: this site's own mode, as it is now.
+        sessions: for each peer, the scope of its newest session and the lock that its log's appending task holds.
+    """
+
+    journals: Journals
+    store: SqliteStore
+    config: ReplicationConfig
+    gate: WriteGate
+    mode: Callable[[], str]
+    wall_clock: WallClock
+    logger: BoundLogger
+    stats: ReceiverStats = field(default_factory=ReceiverStats)
+    scopes: dict[SiteId, trio.CancelScope] = field(default_factory=dict)
+    locks: dict[SiteId, trio.Lock] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A verified batch on its way to the disk; `block` is None for a duplicate, which is only acknowledged again."""
+
+    batch_seq: int
+    block: Block | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """The end of the conduit: what to tell the peer."""
+
+    message: Nack | Goodbye
+
+
+class _AckNow:
+    """The peer told its tails: answer with where we are."""
+
+
+_Item = _Taken | _Refused | _AckNow
+
+
+async def serve_conduit(link: Link, record: PeerRecord, receiving: Receiving) -> None:
+    """Take a peer's batches until the connection ends. The newest session of a peer wins: an older one is ended first."""
+    peer = record.site.site_id
+    if (older := receiving.scopes.get(peer)) is not None:
+        older.cancel()
+    with trio.CancelScope() as scope:
+        receiving.scopes[peer] = scope
+        async with receiving.locks.setdefault(peer, trio.Lock()):
+            record.inbound_connected = True
+            try:
+                await _run_session(link, record, receiving)
+            finally:
+                record.inbound_connected = False
+                if receiving.scopes.get(peer) is scope:
+                    del receiving.scopes[peer]
+
+
+async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> None:
+    session = link.session
+    journal = JournalId(session.peer, session.peer_incarnation)
+    log = await receiving.journals.replica(journal)
+    session_of = _Session(link, record, receiving, log)
+    try:
+        await session_of.welcome()
+        with one_link_error():
+            async with trio.open_nursery() as nursery:
+                sender, receiver = trio.open_memory_channel[_Item](QUEUE_MAX)
+                nursery.start_soon(session_of.take_batches, sender)
+                await session_of.make_durable(receiver)
+                nursery.cancel_scope.cancel()
+    except ProtocolViolation as violation:
+        receiving.stats.rejected += 1
+        receiving.logger.warning("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
+    except LINK_ERRORS as error:
+        receiving.logger.info("conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error))
+
+
+class _Session:
+    """One inbound conduit: one task reads and judges, one makes durable and answers."""
+
+    def __init__(self, link: Link, record: PeerRecord, receiving: Receiving, log: EntryLog) -> None:
+        self._link = link
+        self._record = record
+        self._receiving = receiving
+        self._log = log
+        self._progress = ReceiveProgress(log.tails)
+        self._authenticator = BatchAuthenticator(link.session.batch_key, link.session.peer)
+
+    async def welcome(self) -> None:
+        """Tell the sender where to resume: our cursors are the truth."""
+        received = self._receiving.journals.received()
+        await self._send(Welcome(received, self._receiving.store.applied, self._receiving.mode()))
+
+    async def _send(self, message: Welcome | Ack | Nack | Goodbye) -> None:
+        with trio.fail_after(self._receiving.config.idle_timeout_s):
+            await self._link.send(message)
+
+    async def take_batches(self, queue: trio.MemorySendChannel[_Item]) -> None:
+        """Read, verify and judge; what is accepted goes to the queue."""
+        async with queue:
+            while True:
+                with trio.fail_after(self._receiving.config.idle_timeout_s):
+                    message = await self._link.receive()
+                match message:
+                    case Batch():
+                        item = self._judge(message)
+                        await queue.send(item)
+                        if isinstance(item, _Refused):
+                            return
+                    case Tails(tails=tails):
+                        if any(journal.origin != self._link.session.peer for journal in tails):
+                            raise ProtocolViolation("not_its_journal", "tails of another site's journal")
+                        await queue.send(_AckNow())
+                    case Goodbye():
+                        raise LinkClosed
+                    case _:
+                        raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit")
+
+    def _judge(self, batch: Batch) -> _Item:
+        journal = JournalId(batch.source_site_id, batch.incarnation)
+        if journal != self._log.journal:
+            raise ProtocolViolation("not_its_journal", f"journal {journal} from site {self._link.session.peer}")
+        result = self._authenticator.verify_body(batch.tag, batch.source_site_id, batch.batch_seq, batch.block.body)
+        if not result.valid:
+            raise ProtocolViolation("bad_tag", result.reason or "the batch tag does not match")
+        self._progress.check_batch_seq(batch.batch_seq)
+        limit_us = self._receiving.wall_clock.now_us() + int(self._receiving.config.max_clock_drift_s * 1e6)
+        newest_us = max(batch.block.timestamps)
+        if newest_us > limit_us:
+            return self._refuse_drift(batch, newest_us - limit_us)
+        verdict, block = self._progress.take(batch.block)
+        if verdict is Verdict.GAP:
+            return self._refuse_gap(batch)
+        if verdict is Verdict.DUPLICATE:
+            self._receiving.stats.duplicates += 1
+            self._receiving.logger.info(
+                "duplicate_dropped",
+                peer=self._record.site.name,
+                shard=batch.block.shard,
+                first_seq=batch.first_seq,
+                last_seq=batch.last_seq,
+            )
+        return _Taken(batch.batch_seq, block)
+
+    def _nack(self, batch: Batch, code: str, wanted_seq: int, detail: str) -> _Refused:
+        return _Refused(
+            Nack(
+                batch_seq=batch.batch_seq,
+                code=code,
+                origin=batch.source_site_id,
+                incarnation=batch.incarnation,
+                shard=batch.block.shard,
+                wanted_seq=wanted_seq,
+                wait_ms=0,
+                detail=detail,
+            )
+        )
+
+    def _refuse_gap(self, batch: Batch) -> _Refused:
+        wanted_seq = self._progress.wanted[batch.block.shard]
+        self._receiving.stats.gaps += 1
+        self._receiving.logger.warning(
+            "gap_refused",
+            peer=self._record.site.name,
+            shard=batch.block.shard,
+            wanted_seq=wanted_seq,
+            first_seq=batch.first_seq,
+        )
+        return self._nack(batch, "gap", wanted_seq, f"seq {wanted_seq} is wanted, {batch.first_seq} came")
+
+    def _refuse_drift(self, batch: Batch, beyond_us: int) -> _Refused:
+        self._receiving.logger.error("clock_drift_refused", peer=self._record.site.name, beyond_limit_us=beyond_us)
+        wanted_seq = self._progress.wanted[batch.block.shard]
+        return self._nack(
+            batch,
+            "clock_drift",
+            wanted_seq,
+            f"a stamp is {beyond_us / 1e6:.1f} s beyond the allowed drift; set the clock",
+        )
+
+    async def make_durable(self, queue: trio.MemoryReceiveChannel[_Item]) -> None:
+        """Append everything queued with one sync, then acknowledge: never before."""
+        async with queue:
+            async for first in queue:
+                items = [first]
+                while len(items) < QUEUE_MAX:
+                    try:
+                        items.append(queue.receive_nowait())
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        break
+                blocks = [item.block for item in items if isinstance(item, _Taken) and item.block is not None]
+                if blocks:
+                    await self._append(blocks)
+                batch_seq = max((item.batch_seq for item in items if isinstance(item, _Taken)), default=0)
+                await self._send(self._ack(batch_seq, pressure_ms=0))
+                for item in items:
+                    if isinstance(item, _Refused):
+                        await self._send(item.message)
+                        return
+
+    def _ack(self, batch_seq: int, *, pressure_ms: int) -> Ack:
+        return Ack(batch_seq, {self._log.journal: self._log.tails}, self._receiving.store.applied, pressure_ms)
+
+    async def _append(self, blocks: list[Block]) -> None:
+        gate = self._receiving.gate
+        while True:
+            # While the disk is full the reserve belongs to trimming; nothing new may take it.
+            if gate.is_closed(DISK_FULL):
+                await self._send(self._ack(0, pressure_ms=int(DISK_RETRY_S * 1000)))
+                await trio.sleep(DISK_RETRY_S)
+                continue
+            try:
+                await self._log.append(blocks)
+            except DiskFull as full:
+                gate.close_for_disk(full, self._receiving.logger)
+                continue
+            self._receiving.stats.batches += len(blocks)
+            self._receiving.stats.entries += sum(block.count for block in blocks)
+            self._receiving.journals.replica_grew.notify()
+            return

@@ -1,0 +1,208 @@
+"""The conduit's sender: one for each peer. It dials, learns the peer's cursors, and sends what lies beyond them."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.batch_auth import BatchAuthenticator
+from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import cursor_of
+from claudefs_repl.conduit import SendProgress
+from claudefs_repl.error import PeerRefused, ProtocolViolation
+from claudefs_repl.health import ConduitState
+from claudefs_repl.sync import cut_batches
+from claudefs_repl.topology import ReplicationConfig
+from nodes.dialing import Dialing
+from nodes.entry_log import EntryLog, GapInLog, LogReader
+from nodes.link import LINK_ERRORS, Link, describe_failure, one_link_error
+from nodes.peers import PeerRecord
+from nodes.seams import WallClock
+from nodes.wakeup import Wakeup
+from nodes.write_gate import PEER_AHEAD, WriteGate
+from protocol.handshake import Role
+from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
+
+READ_AHEAD_SHARDS = 4
+"""Shards lie interleaved in the log: reading so many batches' worth at once fills the batches of each shard."""
+
+
+class _PeerAhead(Exception):
+    """The peer holds entries of our journal that we do not have."""
+
+
+async def run_conduit_sender(
+    *,
+    dialing: Dialing,
+    record: PeerRecord,
+    log: EntryLog,
+    config: ReplicationConfig,
+    gate: WriteGate,
+    wall_clock: WallClock,
+    rng: random.Random,
+    logger: BoundLogger,
+) -> None:
+    """Keep one conduit to a peer, for ever: connect, send, and after a failure pause with jitter and connect again."""
+    pause_s = config.reconnect_min_s
+    while True:
+        record.conduit_state = ConduitState.CONNECTING
+        retry_s = 0.0
+        try:
+            link = await dialing.dial(record.site, Role.CONDUIT)
+            pause_s = config.reconnect_min_s
+            try:
+                await _run_session(link, record, log, config, wall_clock, logger)
+            finally:
+                record.connected_at_s = None
+                record.progress = None
+                await link.aclose()
+        except PeerRefused as refusal:
+            _log_down(record, ConduitState.REFUSED, str(refusal), logger)
+            retry_s = refusal.wait_ms / 1000
+        except GapInLog as gap:
+            record.cut_off = True
+            _log_down(record, ConduitState.NEEDS_BOOTSTRAP, str(gap), logger)
+            retry_s = config.reconnect_max_s
+        except _PeerAhead as ahead:
+            record.ahead = True
+            _log_down(record, ConduitState.REFUSED, str(ahead), logger)
+            reason = f"{ahead}; restore the journal from its newest copy, or give this site an empty data directory"
+            if gate.close(PEER_AHEAD, reason):
+                logger.error("peer_ahead_of_origin", peer=record.site.name, detail=str(ahead))
+            retry_s = config.reconnect_max_s
+        except LINK_ERRORS as error:
+            _log_down(record, ConduitState.BACKOFF, describe_failure(error), logger)
+        retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
+        record.retry_at_s = trio.current_time() + retry_s
+        with trio.move_on_after(retry_s):
+            if record.conduit_state is ConduitState.BACKOFF:
+                await record.came_back.wait()
+            else:
+                await trio.sleep_forever()
+        record.retry_at_s = None
+        pause_s = min(config.reconnect_max_s, pause_s * 2)
+
+
+def _log_down(record: PeerRecord, state: ConduitState, detail: str, logger: BoundLogger) -> None:
+    # The same refusal every few seconds is one event, not a flood.
+    if (record.conduit_state, record.conduit_detail) != (state, detail) and record.conduit_detail != detail:
+        name = "conduit_refused" if state is ConduitState.REFUSED else "conduit_closed"
+        logger.warning(name, peer=record.site.name, detail=detail)
+    record.conduit_state = state
+    record.conduit_detail = detail
+
+
+async def _run_session(
+    link: Link,
+    record: PeerRecord,
+    log: EntryLog,
+    config: ReplicationConfig,
+    wall_clock: WallClock,
+    logger: BoundLogger,
+) -> None:
+    with trio.fail_after(config.idle_timeout_s):
+        welcome = await link.receive()
+    if not isinstance(welcome, Welcome):
+        raise ProtocolViolation("unexpected", f"{type(welcome).__name__} where a welcome was due")
+    start = cursor_of(welcome.received, log.journal, log.shard_count)
+    if len(start) != log.shard_count:
+        raise ProtocolViolation("bad_message", f"cursors of {len(start)} shards")
+    if any(theirs > ours for theirs, ours in zip(start, log.tails, strict=True)):
+        raise _PeerAhead(f"{record.site.name} holds this site's journal up to {start}, which ends here at {log.tails}")
+    reader = log.reader(start)
+    progress = SendProgress(acked=start, window_batches=config.window_batches, window_bytes=config.window_bytes)
+    record.ahead = record.cut_off = False
+    record.acked = start
+    record.progress = progress
+    record.pressure_ms = 0
+    record.connected_at_s = record.last_ack_at_s = trio.current_time()
+    record.conduit_state, record.conduit_detail = ConduitState.CONNECTED, ""
+    logger.info("conduit_connected", peer=record.site.name, lag_entries=sum(log.tails) - sum(start))
+    sender = _Sender(link, record, log, config, wall_clock, progress)
+    try:
+        with one_link_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender.keep_alive)
+                nursery.start_soon(sender.send_batches, reader)
+                await sender.receive_acks()
+                nursery.cancel_scope.cancel()
+    finally:
+        await reader.close()
+
+
+class _Sender:
+    """The tasks of one connected conduit; sending is serialised because frames are numbered."""
+
+    def __init__(
+        self,
+        link: Link,
+        record: PeerRecord,
+        log: EntryLog,
+        config: ReplicationConfig,
+        wall_clock: WallClock,
+        progress: SendProgress,
+    ) -> None:
+        self._link = link
+        self._record = record
+        self._log = log
+        self._config = config
+        self._wall_clock = wall_clock
+        self._progress = progress
+        self._room = Wakeup()
+        self._send_lock = trio.Lock()
+        self._authenticator = BatchAuthenticator(link.session.batch_key, log.journal.origin)
+
+    async def _send(self, message: Tails | Batch | Goodbye) -> None:
+        # A peer that does not read must not hold this conduit for ever.
+        async with self._send_lock:
+            with trio.fail_after(self._config.idle_timeout_s):
+                await self._link.send(message)
+
+    async def keep_alive(self) -> None:
+        """Tell the tails again and again: the peer learns what caught up means, and answers with an ack."""
+        while True:
+            await self._send(Tails({self._log.journal: self._log.tails}, self._wall_clock.now_us()))
+            await trio.sleep(self._config.idle_timeout_s / 3)
+
+    async def send_batches(self, reader: LogReader) -> None:
+        """Send everything durable beyond the peer's cursors, then wait for more."""
+        read_bytes = self._config.batch_bytes_max * min(READ_AHEAD_SHARDS, self._log.shard_count)
+        while True:
+            blocks = await reader.read(bytes_max=read_bytes)
+            if not blocks:
+                await self._log.wait_beyond(reader.position)
+                continue
+            for block in cut_batches(blocks, batch_bytes_max=self._config.batch_bytes_max):
+                while not self._progress.has_room():
+                    await self._room.wait()
+                await self._send_batch(block)
+
+    async def _send_batch(self, block: Block) -> None:
+        batch_seq = self._progress.send(block)
+        origin, incarnation = self._log.journal
+        tag = self._authenticator.sign_body(origin, batch_seq, block.body)
+        await self._send(Batch(origin, incarnation, batch_seq, block.first_seq, block.last_seq, tag, block))
+
+    async def receive_acks(self) -> None:
+        """Move the send cursor on the peer's acks, until it says goodbye or the connection ends."""
+        while True:
+            with trio.fail_after(self._config.idle_timeout_s):
+                message = await self._link.receive()
+            match message:
+                case Ack(received=received, applied=applied, pressure_ms=pressure_ms):
+                    seqs = cursor_of(received, self._log.journal, self._log.shard_count)
+                    self._progress.ack(seqs)
+                    self._record.acked = self._progress.acked
+                    self._record.pressure_ms = pressure_ms
+                    self._record.last_ack_at_s = trio.current_time()
+                    self._record.note_cursors(received=received, applied=applied)
+                    self._room.notify()
+                case Nack(code=code, detail=detail):
+                    # Whatever it was, both sides begin again from the receiver's cursors.
+                    raise ProtocolViolation(f"nack_{code}", detail)
+                case Goodbye():
+                    return
+                case _:
+                    raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit's way back")

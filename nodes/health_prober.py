@@ -1,0 +1,120 @@
+"""The health prober: one for each peer, on a connection of its own that never carries batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import PeerRefused, ProtocolViolation
+from claudefs_repl.failover import SiteMode
+from claudefs_repl.journal import SiteId
+from nodes.dialing import Dialing
+from nodes.link import LINK_ERRORS, Link, describe_failure
+from nodes.peers import PeerRecord
+from nodes.seams import WallClock
+from protocol.handshake import Role
+from protocol.messages import Ping, Pong
+
+
+@dataclass(frozen=True, slots=True)
+class SelfView:
+    """What this site tells of itself in a ping or pong."""
+
+    mode: str
+    received: Cursors
+    applied: Cursors
+    tails: Cursors
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """One probe's result, for the failover actor."""
+
+    site_id: SiteId
+    healthy: bool
+    detail: str
+
+
+async def run_health_prober(
+    *,
+    dialing: Dialing,
+    record: PeerRecord,
+    interval_s: float,
+    view: Callable[[], SelfView],
+    wall_clock: WallClock,
+    reports: trio.MemorySendChannel[HealthReport],
+) -> None:
+    """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back."""
+    link: Link | None = None
+    ping_id = 0
+    try:
+        while True:
+            started_s = trio.current_time()
+            ping_id += 1
+            try:
+                with trio.fail_after(interval_s):
+                    if link is None:
+                        link = await dialing.dial(record.site, Role.PROBE)
+                    await _probe(link, record, ping_id, view(), wall_clock)
+                report = HealthReport(record.site.site_id, is_healthy(record.mode_told), record.mode_told or "")
+            except (PeerRefused, *LINK_ERRORS) as error:
+                if link is not None:
+                    await link.aclose()
+                    link = None
+                record.mode_told = None
+                detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
+                report = HealthReport(record.site.site_id, False, detail)
+            await reports.send(report)
+            await trio.sleep_until(started_s + interval_s)
+    finally:
+        if link is not None:
+            await link.aclose()
+
+
+def is_healthy(mode_told: str | None) -> bool:
+    """Whether a peer that answered in time counts as healthy; a standby does, it is catching up or waits."""
+    return mode_told is not None and mode_told != SiteMode.OFFLINE.value
+
+
+async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, wall_clock: WallClock) -> None:
+    sent_s = trio.current_time()
+    sent_us = wall_clock.now_us()
+    await link.send(Ping(ping_id=ping_id, sent_us=sent_us, tails=view.tails, applied=view.applied, mode=view.mode))
+    pong = await link.receive()
+    if not isinstance(pong, Pong) or pong.ping_id != ping_id:
+        raise ProtocolViolation("unexpected", "not the pong of this ping")
+    now_s = trio.current_time()
+    record.rtt_ms = (now_s - sent_s) * 1000
+    record.pong_at_s = now_s
+    record.mode_told = pong.mode
+    record.tails = pong.tails
+    if record.first_tails is None:
+        record.first_tails = pong.tails
+    record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
+    record.note_cursors(received=pong.received, applied=pong.applied)
+
+
+async def serve_probe(link: Link, view: Callable[[], SelfView], wall_clock: WallClock, idle_s: float) -> None:
+    """Answer a peer's pings until it goes away or says nothing for a while."""
+    try:
+        while True:
+            with trio.fail_after(idle_s):
+                ping = await link.receive()
+            if not isinstance(ping, Ping):
+                raise ProtocolViolation("unexpected", f"{type(ping).__name__} on a probe")
+            mine = view()
+            pong = Pong(
+                ping_id=ping.ping_id,
+                mode=mine.mode,
+                received=mine.received,
+                applied=mine.applied,
+                tails=mine.tails,
+                wall_us=wall_clock.now_us(),
+            )
+            with trio.fail_after(idle_s):
+                await link.send(pong)
+    except LINK_ERRORS:
+        return

@@ -1,0 +1,196 @@
+"""The housekeeper: samples of the lag, evidence of what others hold, snapshots, trimming, and the way out of a full disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.checkpoint import Cursors, join
+from claudefs_repl.error import DiskFull
+from claudefs_repl.fanout import retention
+from claudefs_repl.health import LagSample
+from claudefs_repl.journal import JournalId, SiteId
+from claudefs_repl.topology import JournalConfig
+from nodes.journals import Journals
+from nodes.peers import PeerRecord
+from nodes.seams import Storage
+from nodes.snapshots import Snapshot, cursors_from_json, cursors_to_json, take_snapshot
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import DISK_FULL, WriteGate
+
+TICK_S = 1.0
+CURSORS_EVERY_TICKS = 5
+"""Evidence may be a few seconds old: it only widens what recovery can tell from a torn tail."""
+DURABLE_EVERY_TICKS = 5
+"""How often the store's own log is synced: a power loss costs as much applying again, nothing else."""
+CURSORS_FILE = "cursors.json"
+RESERVE_FILE = "reserve"
+PROBE_FILE = "reserve.probe"
+STALLED_S = 10.0
+"""A connected link that has lag and no ack for so long is an event of its own."""
+
+
+async def read_evidence(storage: Storage) -> dict[JournalId, tuple[int, ...]]:
+    """What this site once told or heard to be durable, of every journal; empty for a new site."""
+    content = await storage.read_file(CURSORS_FILE)
+    return {} if content is None else cursors_from_json(json.loads(content)["durable"])
+
+
+@dataclass(slots=True)
+class HousekeeperStats:
+    """Numbers for status. Owned by the housekeeper."""
+
+    snapshots: int = 0
+    trimmed_bytes: int = 0
+    snapshot_applied: Cursors | None = None
+
+
+class Housekeeper:
+    """Periodic work of one site that nobody waits for."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        root: Path,
+        config: JournalConfig,
+        shard_count: int,
+        journals: Journals,
+        store: SqliteStore,
+        peers: Mapping[SiteId, PeerRecord],
+        gate: WriteGate,
+        snapshot: Snapshot | None,
+        logger: BoundLogger,
+    ) -> None:
+        self._storage = storage
+        self._root = root
+        self._config = config
+        self._shard_count = shard_count
+        self._journals = journals
+        self._store = store
+        self._peers = peers
+        self._gate = gate
+        self._snapshot = snapshot
+        self._logger = logger
+        self._bytes_at_snapshot = self._log_bytes() if snapshot is not None else 0
+        self._stalled: set[SiteId] = set()
+        self._written: dict[str, list[int]] = {}
+        self.stats = HousekeeperStats(snapshot_applied=None if snapshot is None else snapshot.applied)
+
+    async def run(self) -> None:
+        """Do the rounds for ever."""
+        await self._make_reserve()
+        tick = 0
+        while True:
+            await trio.sleep(TICK_S)
+            tick += 1
+            self._sample_lag()
+            if self._gate.is_closed(DISK_FULL):
+                await self._recover_disk()
+                continue
+            try:
+                if tick % CURSORS_EVERY_TICKS == 0:
+                    await self.write_evidence()
+                if tick % DURABLE_EVERY_TICKS == 0:
+                    await self._store.make_durable()
+                if self._log_bytes() - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
+                    await self._take_snapshot()
+                await self._trim()
+            except DiskFull as full:
+                self._gate.close_for_disk(full, self._logger)
+
+    async def write_evidence(self) -> None:
+        """Persist what is durable here and was told to others, and what peers acknowledged of the own journal."""
+        durable = self._journals.received()
+        own = self._journals.own.journal
+        for record in self._peers.values():
+            if len(record.acked) == self._shard_count and not record.ahead:
+                durable[own] = join(durable[own], record.acked)
+        value = cursors_to_json(durable)
+        if value != self._written:
+            await self._storage.replace_file(CURSORS_FILE, json.dumps({"format": 1, "durable": value}).encode())
+            self._written = value
+
+    def _log_bytes(self) -> int:
+        return sum(log.position for log in self._journals.all())
+
+    def _sample_lag(self) -> None:
+        now_s = trio.current_time()
+        tails = sum(self._journals.own.tails)
+        for site_id, record in self._peers.items():
+            acked = sum(record.acked)
+            record.lag.add(LagSample(now_s, max(0, tails - acked), acked))
+            stalled = record.connected_at_s is not None and tails > acked and now_s - record.last_ack_at_s > STALLED_S
+            if stalled and site_id not in self._stalled:
+                self._stalled.add(site_id)
+                self._logger.warning("link_stalled", peer=record.site.name, lag_entries=tails - acked)
+            elif not stalled:
+                self._stalled.discard(site_id)
+
+    async def _take_snapshot(self) -> None:
+        started_s = trio.current_time()
+        log_bytes = self._log_bytes()
+        self._snapshot = await take_snapshot(self._storage, self._root, self._store)
+        self._bytes_at_snapshot = log_bytes
+        self.stats.snapshots += 1
+        self.stats.snapshot_applied = self._snapshot.applied
+        self._logger.info(
+            "snapshot_taken", name=self._snapshot.name, duration_s=round(trio.current_time() - started_s, 3)
+        )
+
+    async def _trim(self) -> None:
+        if self._snapshot is None:
+            return
+        told = {site_id: record.received for site_id, record in self._peers.items()}
+        for log in self._journals.all():
+            cut_off = [site_id for site_id, record in self._peers.items() if record.cut_off]
+            decision = retention(
+                journal=log.journal,
+                shard_count=self._shard_count,
+                snapshot=self._snapshot.applied,
+                peers=told,
+                cut_off=cut_off,
+            )
+            if decision.holders and log.bytes_on_disk > self._config.retention_max_bytes:
+                for site_id in decision.holders:
+                    self._cut_off(self._peers[site_id], log.bytes_on_disk)
+                continue
+            if freed := await log.trim(decision.floor):
+                self.stats.trimmed_bytes += freed
+                self._logger.info("log_trimmed", journal=str(log.journal), bytes=freed, floor=list(decision.floor))
+
+    def _cut_off(self, record: PeerRecord, log_bytes: int) -> None:
+        record.cut_off = True
+        self._logger.error(
+            "peer_cut_off", peer=record.site.name, log_bytes=log_bytes, limit_bytes=self._config.retention_max_bytes
+        )
+
+    async def _make_reserve(self) -> None:
+        if RESERVE_FILE in await self._storage.names("."):
+            return
+        try:
+            file = await self._storage.create(RESERVE_FILE, self._config.reserve_bytes)
+        except DiskFull as full:
+            self._gate.close_for_disk(full, self._logger)
+        else:
+            await file.close()
+
+    async def _recover_disk(self) -> None:
+        """Give up the reserve, trim with it, and open the gate once there is room for a segment and a new reserve."""
+        await self._storage.remove(RESERVE_FILE)
+        try:
+            await self._trim()
+            room = self._config.reserve_bytes + self._config.segment_bytes
+            probe = await self._storage.create(PROBE_FILE, room)
+        except DiskFull:
+            return
+        await probe.close()
+        await self._storage.remove(PROBE_FILE)
+        await self._make_reserve()
+        if self._gate.open(DISK_FULL):
+            self._logger.info("disk_recovered")

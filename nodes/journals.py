@@ -1,0 +1,124 @@
+"""All journals of a site: its own and the replicas of its peers', each one a log on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
+from nodes.entry_log import EntryLog
+from nodes.seams import Entropy, Storage
+from nodes.wakeup import Wakeup
+
+JOURNALS_DIR = "journals"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What every log of a site is made with."""
+
+    cluster_id: str
+    shard_count: int
+    segment_bytes: int
+
+    async def create(self, storage: Storage, journal: JournalId, entropy: Entropy) -> EntryLog:
+        """A new, empty log."""
+        return await EntryLog.create(
+            storage=storage,
+            journal=journal,
+            cluster_id=self.cluster_id,
+            shard_count=self.shard_count,
+            segment_bytes=self.segment_bytes,
+            entropy=entropy,
+        )
+
+    async def open(self, storage: Storage, journal: JournalId, entropy: Entropy, evidence: Cursors) -> EntryLog:
+        """A log that is there, recovered; `evidence` is what was once known to be durable.
+
+        Raises:
+            WalCorrupted: it is damaged where it was known to be durable.
+        """
+        return await EntryLog.open(
+            storage=storage,
+            journal=journal,
+            cluster_id=self.cluster_id,
+            shard_count=self.shard_count,
+            segment_bytes=self.segment_bytes,
+            entropy=entropy,
+            evidence=evidence.get(journal, ()),
+        )
+
+
+class Journals:
+    """The logs by journal. Each log has one appending task: the journal writer, or the receiver of that peer.
+
+    Attributes:
+        own: this site's log.
+        replicas: every other journal that this site holds.
+        replica_grew: notified after each append to a replica; the applier waits for it.
+    """
+
+    def __init__(self, storage: Storage, settings: LogSettings, entropy: Entropy, own: EntryLog) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._entropy = entropy
+        self.own = own
+        self.replicas: dict[JournalId, EntryLog] = {}
+        self.replica_grew = Wakeup()
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        storage: Storage,
+        settings: LogSettings,
+        entropy: Entropy,
+        own: JournalId,
+        is_new: bool,
+        evidence: Cursors,
+    ) -> Journals:
+        """Recover every log; the own one is made if the site is new.
+
+        Raises:
+            WalCorrupted: a log is damaged where it was known to be durable.
+        """
+        if is_new:
+            own_log = await settings.create(storage, own, entropy)
+        else:
+            own_log = await settings.open(storage, own, entropy, evidence)
+        journals = cls(storage, settings, entropy, own_log)
+        for name in await storage.names(JOURNALS_DIR):
+            journal = parse_journal_dir(name)
+            if journal is not None and journal != own:
+                journals.replicas[journal] = await settings.open(storage, journal, entropy, evidence)
+        return journals
+
+    async def replica(self, journal: JournalId) -> EntryLog:
+        """The log of a peer's journal, made if it is the first time that this site hears of it."""
+        log = self.replicas.get(journal)
+        if log is None:
+            log = await self._settings.create(self._storage, journal, self._entropy)
+            self.replicas[journal] = log
+        return log
+
+    def all(self) -> tuple[EntryLog, ...]:
+        """Every log, the own one first, the others by journal."""
+        return (self.own, *(self.replicas[journal] for journal in sorted(self.replicas)))
+
+    def received(self) -> dict[JournalId, tuple[int, ...]]:
+        """What is durable here, of every journal."""
+        return {log.journal: log.tails for log in self.all()}
+
+    async def close(self) -> None:
+        """Close every log."""
+        for log in self.all():
+            await log.close()
+
+
+def parse_journal_dir(name: str) -> JournalId | None:
+    """The journal that a directory's name tells, None if it is not such a name."""
+    origin, _, incarnation = name.partition("-")
+    try:
+        return JournalId(SiteId(int(origin)), Incarnation(int(incarnation, 16)))
+    except ValueError:
+        return None

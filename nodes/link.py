@@ -1,0 +1,177 @@
+"""An authenticated connection: messages over a stream, each frame verified before it is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from claudefs_repl.error import PeerRefused, ProtocolViolation
+from claudefs_repl.journal import SiteId
+from claudefs_repl.topology import SiteConfig
+from nodes.seams import Entropy
+from protocol.frames import FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX, FrameCutter
+from protocol.handshake import (
+    DialerHandshake,
+    ListenerHandshake,
+    LocalIdentity,
+    Role,
+    Session,
+    refusal_frame,
+)
+from protocol.keys import KeyRing
+from protocol.messages import Message, decode_message, encode_message
+
+READ_BYTES = 256 * 1024
+"""One read from the socket: large enough that a megabyte batch costs a handful of calls."""
+NONCE_BYTES = 32
+
+NETWORK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a connection may end with at any await, through no fault of ours."""
+
+
+class LinkClosed(Exception):
+    """The other side closed the connection between two frames."""
+
+
+LINK_ERRORS = (ProtocolViolation, LinkClosed, trio.TooSlowError, *NETWORK_ERRORS)
+"""What ends a link and leads to a new one; `PeerRefused` comes only from the handshake."""
+
+
+@contextmanager
+def one_link_error() -> Iterator[None]:
+    """Turn a nursery's group of link errors into the first of them.
+
+    When anything else is in the group, a cancellation or an error of ours, that is raised and the link errors, its
+    consequences, are dropped.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        expected, rest = group.split(LINK_ERRORS)
+        if rest is not None:
+            raise rest from None
+        leaf: BaseException = expected if expected is not None else group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        raise leaf from None
+
+
+def describe_failure(error: BaseException) -> str:
+    """A connection's end in words."""
+    match error:
+        case LinkClosed():
+            return "the peer closed the connection"
+        case trio.TooSlowError():
+            return "the peer did not answer in time"
+        case trio.BrokenResourceError():
+            return f"connection lost: {error.__cause__ or 'reset'}"
+        case OSError():
+            cause = error.__cause__
+            if isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            return str(cause or error.strerror or error)
+    return str(error) or type(error).__name__
+
+
+class Link:
+    """A stream with a session. Sending is for one task, receiving for one task."""
+
+    def __init__(self, stream: trio.SocketStream, session: Session, cutter: FrameCutter) -> None:
+        self._stream = stream
+        self._cutter = cutter
+        self.session = session
+
+    async def send(self, message: Message) -> None:
+        """Seal and send one message. After a cancellation the connection is of no more use."""
+        await self._stream.send_all(b"".join(self.session.sealer.seal(encode_message(message))))
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            ProtocolViolation: the frame was not authentic, or not a message.
+            LinkClosed: the other side closed.
+        """
+        frame = await _next_frame(self._stream, self._cutter)
+        return decode_message(self.session.opener.open(frame))
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await trio.aclose_forcefully(self._stream)
+
+
+async def _next_frame(stream: trio.SocketStream, cutter: FrameCutter) -> memoryview | bytes:
+    while (frame := cutter.next_frame()) is None:
+        data = await stream.receive_some(READ_BYTES)
+        if not data:
+            if cutter.at_boundary():
+                raise LinkClosed
+            raise ProtocolViolation("truncated", "the connection ended inside a frame")
+        cutter.feed(data)
+    return frame
+
+
+async def dial(
+    *,
+    identity: LocalIdentity,
+    local_address: str,
+    peer: SiteConfig,
+    role: Role,
+    keys: KeyRing,
+    entropy: Entropy,
+    timeout_s: float,
+) -> Link:
+    """Connect to a peer and prove each other's keys.
+
+    Raises:
+        OSError: no connection.
+        trio.TooSlowError: not done in time.
+        PeerRefused: the peer declined, with its reason.
+        ProtocolViolation: what answered is not that peer.
+    """
+    with trio.fail_after(timeout_s):
+        stream = await trio.open_tcp_stream(peer.address, peer.port, local_address=local_address)
+        try:
+            handshake = DialerHandshake(identity, peer=peer.site_id, role=role, keys=keys, nonce=entropy(NONCE_BYTES))
+            cutter = FrameCutter(bytes_max=HANDSHAKE_BYTES_MAX)
+            await stream.send_all(handshake.hello())
+            proof, session = handshake.receive(await _next_frame(stream, cutter))
+            await stream.send_all(proof)
+            cutter.bytes_max = FRAME_BYTES_MAX
+            return Link(stream, session, cutter)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+
+async def welcome_dialer(
+    stream: trio.SocketStream,
+    *,
+    identity: LocalIdentity,
+    keys: KeyRing,
+    known: Container[SiteId],
+    entropy: Entropy,
+    timeout_s: float,
+) -> Link:
+    """The listener's side of `dial`, on a connection that was accepted; a refusal is told to the dialler.
+
+    Raises:
+        trio.TooSlowError: the whole handshake was not done in time.
+        PeerRefused: the dialler is not one of ours.
+        ProtocolViolation: what dialled does not speak the protocol, or has not the key.
+        LinkClosed: it went away.
+    """
+    with trio.fail_after(timeout_s):
+        handshake = ListenerHandshake(identity, keys=keys, known=known, nonce=entropy(NONCE_BYTES))
+        cutter = FrameCutter(bytes_max=HANDSHAKE_BYTES_MAX)
+        try:
+            reply = handshake.receive_hello(await _next_frame(stream, cutter))
+        except PeerRefused as refusal:
+            await stream.send_all(refusal_frame(refusal))
+            raise
+        await stream.send_all(reply)
+        session = handshake.receive_proof(await _next_frame(stream, cutter))
+        cutter.bytes_max = FRAME_BYTES_MAX
+        return Link(stream, session, cutter)

@@ -1,0 +1,57 @@
+"""What a site knows of its peers, gathered by its actors and read by status, trimming and failover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.conduit import SendProgress
+from claudefs_repl.health import ConduitState, LagHistory
+from claudefs_repl.topology import SiteConfig
+from nodes.wakeup import Wakeup
+
+
+@dataclass(slots=True)
+class PeerRecord:
+    """One peer. Each group of fields is written by one actor, all others only read.
+
+    Attributes:
+        site: its configuration.
+        conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, pressure_ms,
+            ahead: by the conduit's sender (times are Trio's monotonic seconds).
+        inbound_connected: by the conduit's receiver.
+        came_back: notified by the listener when the peer dials us, so that we do not wait to dial it.
+        first_tails: by the health prober: where the peer's journals ended when it was first reached.
+        received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
+            whose disk was wiped says less than before, and that is the truth.
+        tails, mode_told, pong_at_s, rtt_ms, clock_offset_us: by the health prober, from pongs.
+        lag, cut_off: by the housekeeper.
+    """
+
+    site: SiteConfig
+    conduit_state: ConduitState = ConduitState.CONNECTING
+    conduit_detail: str = ""
+    connected_at_s: float | None = None
+    retry_at_s: float | None = None
+    last_ack_at_s: float = 0.0
+    progress: SendProgress | None = None
+    acked: tuple[int, ...] = ()
+    pressure_ms: int = 0
+    ahead: bool = False
+    inbound_connected: bool = False
+    came_back: Wakeup = field(default_factory=Wakeup)
+    first_tails: Cursors | None = None
+    received: Cursors = field(default_factory=dict)
+    applied: Cursors = field(default_factory=dict)
+    tails: Cursors = field(default_factory=dict)
+    mode_told: str | None = None
+    pong_at_s: float | None = None
+    rtt_ms: float | None = None
+    clock_offset_us: int | None = None
+    lag: LagHistory = field(default_factory=LagHistory)
+    cut_off: bool = False
+
+    def note_cursors(self, *, received: Cursors, applied: Cursors) -> None:
+        """Take what the peer just told of some journals' durable cursors and of all applied ones."""
+        self.received = {**self.received, **received}
+        self.applied = applied

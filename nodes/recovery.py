@@ -1,0 +1,196 @@
+"""What a site does before anybody hears of it: identity, logs, store, and the view brought up to its own journal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.checkpoint import cursor_of
+from claudefs_repl.error import CallerError, WalCorrupted, WorldError
+from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.applier import Applier
+from nodes.entry_log import GapInLog
+from nodes.housekeeper import read_evidence
+from nodes.journals import JOURNALS_DIR, Journals, LogSettings
+from nodes.seams import Entropy, Storage
+from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, restore_snapshot
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+
+IDENTITY_FILE = "site.json"
+STORE_FILE = "view.sqlite"
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Recovered:
+    """A site's durable state, ready to serve."""
+
+    journals: Journals
+    store: SqliteStore
+    snapshot: Snapshot | None
+    replayed: int
+
+    async def close(self) -> None:
+        """Close the store and the logs."""
+        await self.store.close()
+        await self.journals.close()
+
+
+async def recover(
+    *,
+    cluster: ClusterConfig,
+    site: SiteConfig,
+    storage: Storage,
+    entropy: Entropy,
+    gate: WriteGate,
+    logger: BoundLogger,
+    rebuild: bool = False,
+) -> Recovered:
+    """Read, check and sync everything on disk; fold into the view what its own journal has and the view has not.
+
+    With `rebuild` the view is made anew, from the newest local snapshot and the logs after it, all of them.
+
+    Raises:
+        CallerError: the data directory is another site's, or of another cluster or format.
+        WalCorrupted: a log is damaged where it was known to be durable, or shorter than what was told of it.
+        WorldError: the view cannot be made from what is here.
+    """
+    own, is_new = await _identity(cluster, site, storage, entropy)
+    journals = await Journals.open(
+        storage=storage,
+        settings=LogSettings(cluster.cluster_id, cluster.shards, cluster.journal.segment_bytes),
+        entropy=entropy,
+        own=own,
+        is_new=is_new,
+        evidence=await read_evidence(storage),
+    )
+    if is_new:
+        await _write_identity(storage, cluster, site, own, is_ready=True)
+        logger.info("journal_created", journal=str(own))
+    else:
+        for log in journals.all():
+            _log_recovery(log.journal, log.recovered, logger)
+    snapshot = await newest_snapshot(storage)
+    store = await _open_store(site, storage, journals, snapshot, cluster.shards, rebuild=rebuild)
+    _check_not_ahead(site, store, journals)
+    started_s = trio.current_time()
+    applier = Applier(journals=journals, store=store, share=1.0, gate=gate, logger=logger)
+    try:
+        replayed = 0
+        for log in journals.all() if rebuild else (journals.own,):
+            replayed += await applier.catch_up(log)
+    except GapInLog as gap:
+        raise WorldError(
+            f"site {site.name}: the view lacks entries that the logs no longer hold ({gap}); rebuild it from its newest "
+            f"snapshot with: claudefs-repl rebuild {site.name}"
+        ) from gap
+    if replayed:
+        duration_ms = round((trio.current_time() - started_s) * 1000)
+        logger.info("view_rebuilt" if rebuild else "replayed", entries=replayed, duration_ms=duration_ms)
+    return Recovered(journals, store, snapshot, replayed)
+
+
+async def _identity(
+    cluster: ClusterConfig, site: SiteConfig, storage: Storage, entropy: Entropy
+) -> tuple[JournalId, bool]:
+    content = await storage.read_file(IDENTITY_FILE)
+    where = site.data_dir / IDENTITY_FILE
+    if content is not None:
+        try:
+            identity = json.loads(content)
+            found = {key: identity[key] for key in ("format", "cluster_id", "site_id", "shards")}
+            incarnation = Incarnation(int(identity["incarnation"], 16))
+            is_ready = bool(identity["is_ready"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorldError(f"{where} cannot be read ({error!r}); restore it from a copy of this directory") from error
+        wanted = {
+            "format": FORMAT,
+            "cluster_id": cluster.cluster_id,
+            "site_id": site.site_id,
+            "shards": cluster.shards,
+        }
+        for key, value in wanted.items():
+            if found[key] != value:
+                raise CallerError(
+                    f"{site.data_dir} belongs to another {_THING[key]}: {where} has {key} {found[key]!r}, "
+                    f"{cluster.path} wants {value!r}; give site {site.name} a data_dir of its own"
+                )
+        if is_ready:
+            return JournalId(site.site_id, incarnation), False
+    elif await storage.names(JOURNALS_DIR):
+        raise WalCorrupted(
+            str(where), 0, "it is missing, but there are journals beside it; restore it from a copy of this directory"
+        )
+    # A first start that was cut off acknowledged nothing: it begins again.
+    for leftover in (JOURNALS_DIR, SNAPSHOTS_DIR, STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
+        await storage.remove(leftover)
+    own = JournalId(site.site_id, Incarnation(int.from_bytes(entropy(8), "big")))
+    await _write_identity(storage, cluster, site, own, is_ready=False)
+    return own, True
+
+
+_THING = {"format": "format version", "cluster_id": "cluster", "site_id": "site", "shards": "shard count"}
+
+
+async def _write_identity(
+    storage: Storage, cluster: ClusterConfig, site: SiteConfig, own: JournalId, *, is_ready: bool
+) -> None:
+    identity = {
+        "format": FORMAT,
+        "cluster_id": cluster.cluster_id,
+        "site": site.name,
+        "site_id": site.site_id,
+        "shards": cluster.shards,
+        "incarnation": f"{own.incarnation:016x}",
+        "is_ready": is_ready,
+    }
+    await storage.replace_file(IDENTITY_FILE, json.dumps(identity, indent=1).encode())
+
+
+async def _open_store(
+    site: SiteConfig,
+    storage: Storage,
+    journals: Journals,
+    snapshot: Snapshot | None,
+    shard_count: int,
+    *,
+    rebuild: bool,
+) -> SqliteStore:
+    names = await storage.names(".")
+    if rebuild or STORE_FILE not in names:
+        trimmed = [log.journal for log in journals.all() if any(first > 1 for first in log.firsts)]
+        if snapshot is None and trimmed:
+            raise WorldError(
+                f"site {site.name}: the view cannot be made: there is no local snapshot, and the log of journal "
+                f"{trimmed[0]} no longer reaches back to its first entry"
+            )
+        for name in (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
+            await storage.remove(name)
+        if snapshot is not None:
+            await restore_snapshot(storage, snapshot, STORE_FILE)
+    return await SqliteStore.open(Path(site.data_dir) / STORE_FILE, shard_count=shard_count)
+
+
+def _check_not_ahead(site: SiteConfig, store: SqliteStore, journals: Journals) -> None:
+    tails = journals.received()
+    for journal, applied in store.applied.items():
+        here = cursor_of(tails, journal, len(applied))
+        if any(a > t for a, t in zip(applied, here, strict=True)):
+            raise WalCorrupted(
+                str(site.data_dir / JOURNALS_DIR / f"{journal.origin}-{journal.incarnation:016x}"),
+                0,
+                f"the view has applied {applied} of journal {journal}, its log ends at {here}; restore the log from a copy",
+            )
+
+
+def _log_recovery(journal: JournalId, report: object, logger: BoundLogger) -> None:
+    fields = {name: getattr(report, name) for name in ("entries", "bytes", "segments", "torn_bytes")}
+    logger.info("journal_recovered", journal=str(journal), **fields)
+    if fields["torn_bytes"]:
+        logger.warning("torn_tail_cut", journal=str(journal), torn_bytes=fields["torn_bytes"])

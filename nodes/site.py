@@ -1,0 +1,405 @@
+"""A site: opens its nursery and wires its actors, and is the only place that does.
+
+Start: lock, identity, logs, store, own journal replayed; then probes, conduits and the applier; then peers and clients
+are let in. Stop, in nested nurseries from the inside out: no more clients and peers, the journal writer finishes what it
+took, the senders get until the drain deadline, everything is persisted and closed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+import trio
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.checkpoint import covers
+from claudefs_repl.clock import HybridClock
+from claudefs_repl.error import CallerError
+from claudefs_repl.failover import FailoverManager, SiteMode
+from claudefs_repl.health import ConduitState
+from claudefs_repl.journal import Inode, SiteId
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.applier import Applier
+from nodes.client_service import ClientService
+from nodes.conduit_receiver import Receiving, serve_conduit
+from nodes.conduit_sender import run_conduit_sender
+from nodes.dialing import Dialing
+from nodes.events import make_logger
+from nodes.failover_actor import run_failover_actor, run_own_health
+from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
+from nodes.housekeeper import Housekeeper
+from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
+from nodes.key_files import load_keys
+from nodes.link import Link
+from nodes.listener import run_listener
+from nodes.peers import PeerRecord
+from nodes.queries import serve_queries
+from nodes.recovery import Recovered, recover
+from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
+from nodes.seams import Entropy, WallClock
+from nodes.status import SiteStatus
+from nodes.storage import DiskStorage
+from nodes.store.local import GiveUp, LocalRequest
+from nodes.write_gate import WriteGate
+from protocol.handshake import LocalIdentity, Role
+from protocol.keys import KeyRing
+
+REPORTS_MAX = 256
+"""Health reports under way: a few for each peer."""
+STOPPING = "stopping"
+
+
+async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | None = None) -> None:
+    """Run one site in this process until SIGTERM or SIGINT; a second signal ends it at once.
+
+    Raises:
+        SiteUnknown, ConfigInvalid, CallerError: it cannot start as configured.
+        WorldError: a damaged log, a failed sync.
+    """
+    site = cluster.site(site_name)
+    keys = load_keys(cluster.key_file(site), site)
+    storage = DiskStorage(site.data_dir)
+    await storage.lock(LOCK_NAME)
+    try:
+        wall_clock = SystemClock()
+        logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
+        try:
+            await _Site(cluster, site, keys, storage, wall_clock, os.urandom, random.Random(), logger).run()  # noqa: S311 - jitter, not secrets
+        except BaseException as error:
+            _log_failure(error, logger)
+            raise
+    finally:
+        storage.close()
+
+
+async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
+    """Make a stopped site's view anew; returns the entries that were folded after the snapshot.
+
+    Raises:
+        CallerError: the site runs.
+        WorldError: the logs do not reach back to a snapshot, or are damaged.
+    """
+    site = cluster.site(site_name)
+    storage = DiskStorage(site.data_dir)
+    await storage.lock(LOCK_NAME)
+    try:
+        logger = make_logger(events_path(site), site.name, SystemClock())
+        gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
+        recovered = await recover(
+            cluster=cluster, site=site, storage=storage, entropy=os.urandom, gate=gate, logger=logger, rebuild=True
+        )
+        await recovered.store.make_durable()
+        await recovered.close()
+        return recovered.replayed
+    finally:
+        storage.close()
+
+
+def _log_failure(error: BaseException, logger: BoundLogger) -> None:
+    leaf = error
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    if not isinstance(leaf, trio.Cancelled | KeyboardInterrupt):
+        logger.error("site_failed", reason=f"{type(leaf).__name__}: {leaf}")
+
+
+@dataclass(slots=True)
+class _Running:
+    """What the actors share, once the disk is recovered."""
+
+    recovered: Recovered
+    dialing: Dialing
+    manager: FailoverManager
+    receiving: Receiving
+    applier: Applier
+    housekeeper: Housekeeper
+    status: SiteStatus
+    clients: ClientService
+    writes: trio.MemorySendChannel[WriteRequest]
+    requests: trio.MemoryReceiveChannel[WriteRequest]
+
+
+class _Site:
+    """One site's wiring."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        site: SiteConfig,
+        keys: KeyRing,
+        storage: DiskStorage,
+        wall_clock: WallClock,
+        entropy: Entropy,
+        rng: random.Random,
+        logger: BoundLogger,
+    ) -> None:
+        self._cluster = cluster
+        self._site = site
+        self._keys = keys
+        self._storage = storage
+        self._wall_clock = wall_clock
+        self._entropy = entropy
+        self._rng = rng
+        self._logger = logger
+        self._gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
+        self._peers = {peer.site_id: PeerRecord(peer) for peer in cluster.peers_of(site.site_id)}
+        self._peer_modes = dict.fromkeys(self._peers, SiteMode.ACTIVE_READ_WRITE)
+        self._stop = trio.Event()
+
+    async def run(self) -> None:
+        self._logger.info(
+            "site_started",
+            pid=os.getpid(),
+            address=self._site.address,
+            port=self._site.port,
+            data_dir=str(self._site.data_dir),
+        )
+        async with trio.open_nursery() as signals:
+            await signals.start(self._watch_signals, signals.cancel_scope)
+            recovered = await recover(
+                cluster=self._cluster,
+                site=self._site,
+                storage=self._storage,
+                entropy=self._entropy,
+                gate=self._gate,
+                logger=self._logger,
+            )
+            try:
+                await self._serve(self._wire(recovered))
+            finally:
+                with trio.CancelScope(shield=True):
+                    await recovered.close()
+            signals.cancel_scope.cancel()
+        self._logger.info("site_stopped", undelivered_entries=self._undelivered(recovered))
+
+    async def _watch_signals(
+        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started()
+            async for number in received:
+                if self._stop.is_set():
+                    everything.cancel()
+                    return
+                self._logger.info("site_stopping", reason=signal.Signals(number).name)
+                self._stop.set()
+
+    def _wire(self, recovered: Recovered) -> _Running:
+        journals, store = recovered.journals, recovered.store
+        config = self._cluster.replication
+        identity = LocalIdentity(
+            self._cluster.cluster_id, self._cluster.shards, self._site.site_id, journals.own.journal.incarnation
+        )
+        dialing = Dialing(identity, self._site.address, self._keys, self._entropy, config.handshake_timeout_s)
+        receiving = Receiving(
+            journals, store, config, self._gate, lambda: self._gate.mode.value, self._wall_clock, self._logger
+        )
+        applier = Applier(
+            journals=journals, store=store, share=config.applier_share, gate=self._gate, logger=self._logger
+        )
+        housekeeper = Housekeeper(
+            storage=self._storage,
+            root=self._site.data_dir,
+            config=self._cluster.journal,
+            shard_count=self._cluster.shards,
+            journals=journals,
+            store=store,
+            peers=self._peers,
+            gate=self._gate,
+            snapshot=recovered.snapshot,
+            logger=self._logger,
+        )
+        status = SiteStatus(
+            cluster=self._cluster,
+            site=self._site,
+            pid=os.getpid(),
+            journals=journals,
+            store=store,
+            peers=self._peers,
+            peer_modes=self._peer_modes,
+            gate=self._gate,
+            dialing=dialing,
+            wall_clock=self._wall_clock,
+            applier=applier.stats,
+            receiver=receiving.stats,
+            housekeeper=housekeeper.stats,
+        )
+        writes, requests = trio.open_memory_channel[WriteRequest](QUEUE_MAX)
+        clients = ClientService(
+            store=store, writes=writes, gate=self._gate, extra=status.client_handlers(), logger=self._logger
+        )
+        status.clients = clients.stats
+        manager = FailoverManager(self._cluster.failover, self._site.site_id)
+        return _Running(recovered, dialing, manager, receiving, applier, housekeeper, status, clients, writes, requests)
+
+    async def _serve(self, running: _Running) -> None:
+        await running.manager.register_site(self._site.site_id, initial=SiteMode.STANDBY_READ_ONLY)
+        for site_id in self._peers:
+            await running.manager.register_site(site_id)
+        async with trio.open_nursery() as background:
+            self._start_background(background, running)
+            async with trio.open_nursery() as entrance:
+                await self._open_entrance(entrance, running)
+                self._logger.info("site_ready", mode=self._gate.mode.value)
+                await self._stop.wait()
+                entrance.cancel_scope.cancel()
+            self._gate.close(STOPPING, "it is stopping")
+            await running.writes.aclose()
+            await self._drain(running.recovered)
+            background.cancel_scope.cancel()
+        await running.housekeeper.write_evidence()
+        await running.recovered.store.make_durable()
+
+    def _start_background(self, nursery: trio.Nursery, running: _Running) -> None:
+        recovered = running.recovered
+        interval_s = self._cluster.failover.check_interval_ms / 1000
+        reports, incoming = trio.open_memory_channel[HealthReport](REPORTS_MAX)
+        nursery.start_soon(
+            lambda: run_journal_writer(
+                requests=running.requests,
+                log=recovered.journals.own,
+                store=recovered.store,
+                clock=HybridClock(floor_us=recovered.journals.own.last_timestamp_us),
+                wall_clock=self._wall_clock,
+                gate=self._gate,
+                logger=self._logger,
+            )
+        )
+        nursery.start_soon(running.applier.run)
+        nursery.start_soon(running.housekeeper.run)
+        nursery.start_soon(
+            lambda: run_failover_actor(
+                manager=running.manager,
+                reports=incoming,
+                names={site.site_id: site.name for site in self._cluster.sites},
+                gate=self._gate,
+                wall_clock=self._wall_clock,
+                logger=self._logger,
+                on_mode=self._note_mode,
+            )
+        )
+        nursery.start_soon(
+            lambda: run_own_health(
+                site_id=self._site.site_id,
+                interval_s=interval_s,
+                caught_up=lambda: self._has_caught_up(recovered),
+                healthy=lambda: True,
+                startup_wait_s=self._cluster.startup.startup_wait_s,
+                peers_reached=lambda: all(record.first_tails is not None for record in self._peers.values()),
+                reports=reports,
+                logger=self._logger,
+            )
+        )
+        nursery.start_soon(self._reclaim, running)
+        for record in self._peers.values():
+            nursery.start_soon(self._run_sender(record, running))
+            nursery.start_soon(self._run_prober(record, running, interval_s, reports.clone()))
+
+    def _run_sender(self, record: PeerRecord, running: _Running) -> Callable[[], Awaitable[None]]:
+        return lambda: run_conduit_sender(
+            dialing=running.dialing,
+            record=record,
+            log=running.recovered.journals.own,
+            config=self._cluster.replication,
+            gate=self._gate,
+            wall_clock=self._wall_clock,
+            rng=self._rng,
+            logger=self._logger,
+        )
+
+    def _run_prober(
+        self,
+        record: PeerRecord,
+        running: _Running,
+        interval_s: float,
+        reports: trio.MemorySendChannel[HealthReport],
+    ) -> Callable[[], Awaitable[None]]:
+        return lambda: run_health_prober(
+            dialing=running.dialing,
+            record=record,
+            interval_s=interval_s,
+            view=lambda: self._view(running.recovered),
+            wall_clock=self._wall_clock,
+            reports=reports,
+        )
+
+    async def _open_entrance(self, nursery: trio.Nursery, running: _Running) -> None:
+        config = self._cluster.replication
+
+        async def conduit(link: Link, record: PeerRecord) -> None:
+            await serve_conduit(link, record, running.receiving)
+
+        async def probe(link: Link, record: PeerRecord) -> None:
+            await serve_probe(link, lambda: self._view(running.recovered), self._wall_clock, config.idle_timeout_s)
+
+        async def query(link: Link, record: PeerRecord) -> None:
+            await serve_queries(link, running.status.peer_handlers(), config.idle_timeout_s)
+
+        try:
+            await nursery.start(
+                lambda task_status: run_listener(
+                    site=self._site,
+                    dialing=running.dialing,
+                    config=config,
+                    peers=self._peers,
+                    servers={Role.CONDUIT: conduit, Role.PROBE: probe, Role.QUERY: query},
+                    logger=self._logger,
+                    task_status=task_status,
+                )
+            )
+        except OSError as error:
+            raise CallerError(
+                f"site {self._site.name} cannot listen at {self._site.address}:{self._site.port}: "
+                f"{error.strerror or error}; end what uses that port or choose another in {self._cluster.path}"
+            ) from error
+        await nursery.start(running.clients.run, socket_path(self._site, self._cluster))
+
+    def _view(self, recovered: Recovered) -> SelfView:
+        own = recovered.journals.own
+        return SelfView(
+            mode=self._gate.mode.value,
+            received=recovered.journals.received(),
+            applied=recovered.store.applied,
+            tails={own.journal: own.tails},
+        )
+
+    def _note_mode(self, site_id: SiteId, mode: SiteMode) -> None:
+        if site_id in self._peer_modes:
+            self._peer_modes[site_id] = mode
+
+    def _has_caught_up(self, recovered: Recovered) -> bool:
+        applied = recovered.store.applied
+        told = (record.first_tails for record in self._peers.values())
+        return all(covers(applied, tails) for tails in told if tails is not None)
+
+    async def _reclaim(self, running: _Running) -> None:
+        """Give up the files that interrupted clients of an earlier process left without a name."""
+        origin = self._site.site_id
+        leftover = await running.recovered.store.read(lambda view: view.nameless(origin))
+        while leftover and not self._gate.mode.is_writable:
+            await trio.sleep(0.5)
+        for at in range(0, len(leftover), 256):
+            ops = [GiveUp(Inode(inode)) for inode in leftover[at : at + 256]]
+            waiting = WriteRequest(LocalRequest(ops))
+            await running.writes.send(waiting)
+            await waiting.result()
+        if leftover:
+            self._logger.info("reclaimed", files=len(leftover))
+
+    async def _drain(self, recovered: Recovered) -> None:
+        """Let connected conduits deliver what they have, until the deadline."""
+        with trio.move_on_after(self._cluster.replication.drain_deadline_s):
+            while any(
+                record.conduit_state is ConduitState.CONNECTED and record.acked != recovered.journals.own.tails
+                for record in self._peers.values()
+            ):
+                await trio.sleep(0.02)
+
+    def _undelivered(self, recovered: Recovered) -> int:
+        tails = sum(recovered.journals.own.tails)
+        return max((tails - sum(record.acked) for record in self._peers.values() if record.acked), default=0)

@@ -1,0 +1,108 @@
+"""Local snapshots: digest-checked, synced copies of the store, from which a view is rebuilt when its logs were trimmed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import WorldError
+from claudefs_repl.journal import JournalId
+from nodes.seams import Storage
+from nodes.store.sqlite_store import SqliteStore
+
+SNAPSHOTS_DIR = "snapshots"
+STORE_NAME = "view.sqlite"
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+HASH_STEP_BYTES = 1 << 20
+"""Hashed at a time on the event loop: under a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A finished snapshot: its directory below SNAPSHOTS_DIR, what it has applied, and its store's SHA-256."""
+
+    name: str
+    applied: Cursors
+    sha256: str
+
+    @property
+    def store_path(self) -> str:
+        """The copy of the store, relative to the data directory."""
+        return f"{SNAPSHOTS_DIR}/{self.name}/{STORE_NAME}"
+
+
+def cursors_to_json(cursors: Cursors) -> dict[str, list[int]]:
+    """Cursors as JSON: `{"SITE_ID:INCARNATION_HEX": [seq per shard]}`, in ascending order of the journals."""
+    return {str(journal): list(cursors[journal]) for journal in sorted(cursors)}
+
+
+def cursors_from_json(value: dict[str, list[int]]) -> dict[JournalId, tuple[int, ...]]:
+    """The inverse of `cursors_to_json`.
+
+    Raises:
+        ValueError: a key is not a journal's.
+    """
+    return {JournalId.parse(key): tuple(seqs) for key, seqs in value.items()}
+
+
+async def take_snapshot(storage: Storage, root: Path, store: SqliteStore) -> Snapshot:
+    """Copy the store, sync it, note its digest; older snapshots go afterwards, never before."""
+    older = await storage.names(SNAPSHOTS_DIR)
+    number = 1 + max((int(name) for name in older if name.isdigit()), default=0)
+    name = f"{number:012d}"
+    directory = f"{SNAPSHOTS_DIR}/{name}"
+    await storage.make_dir(directory)
+    applied = await store.snapshot_to(root / directory / STORE_NAME)
+    await storage.sync_dir(directory)
+    snapshot = Snapshot(name, applied, await _sha256(storage, f"{directory}/{STORE_NAME}"))
+    manifest = {"format": FORMAT, "sha256": snapshot.sha256, "applied": cursors_to_json(applied)}
+    await storage.replace_file(f"{directory}/{MANIFEST_NAME}", json.dumps(manifest, indent=1).encode())
+    for old in older:
+        await storage.remove(f"{SNAPSHOTS_DIR}/{old}")
+    return snapshot
+
+
+async def newest_snapshot(storage: Storage) -> Snapshot | None:
+    """The newest finished snapshot, None if there is none; unfinished ones have no manifest and do not count."""
+    for name in reversed(await storage.names(SNAPSHOTS_DIR)):
+        content = await storage.read_file(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME}")
+        if content is None:
+            continue
+        try:
+            manifest = json.loads(content)
+            if manifest["format"] == FORMAT:
+                return Snapshot(name, cursors_from_json(manifest["applied"]), manifest["sha256"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorldError(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME} is not a manifest: {error}") from error
+    return None
+
+
+async def restore_snapshot(storage: Storage, snapshot: Snapshot, target: str) -> None:
+    """Put a snapshot's store in the place of the site's, after checking its digest.
+
+    Raises:
+        WorldError: the copy is not what was written.
+    """
+    if await _sha256(storage, snapshot.store_path) != snapshot.sha256:
+        raise WorldError(f"{snapshot.store_path} is damaged: its SHA-256 is not the one in its manifest")
+    temporary = f"{target}.restoring"
+    await storage.remove(temporary)
+    await storage.copy(snapshot.store_path, temporary)
+    await storage.rename(temporary, target)
+
+
+async def _sha256(storage: Storage, path: str) -> str:
+    digest = hashlib.sha256()
+    file = await storage.open(path)
+    try:
+        offset = 0
+        while chunk := await file.read(offset, HASH_STEP_BYTES):
+            digest.update(chunk)
+            offset += len(chunk)
+    finally:
+        await file.close()
+    return digest.hexdigest()

@@ -1,0 +1,282 @@
+"""What a site tells of itself and its peers: status, digests, listings; alone and for the whole cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+
+from claudefs_repl.checkpoint import cursor_of, distance, equal
+from claudefs_repl.error import CallerError
+from claudefs_repl.failover import SiteMode
+from claudefs_repl.health import ConduitState, LinkFacts, explain_lag
+from claudefs_repl.journal import SiteId
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.applier import ApplierStats
+from nodes.client_service import ClientStats
+from nodes.conduit_receiver import ReceiverStats
+from nodes.dialing import Dialing
+from nodes.entry_log import EntryLog, GapInLog
+from nodes.housekeeper import HousekeeperStats
+from nodes.journals import Journals
+from nodes.peers import PeerRecord
+from nodes.queries import Handler, PeerUnreachable, ask_peer
+from nodes.seams import WallClock
+from nodes.snapshots import cursors_from_json, cursors_to_json
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+
+STATUS_TIMEOUT_S = 3.0
+"""A status must come although a peer is paused."""
+DIGEST_TIMEOUT_S = 900.0
+"""A digest reads every byte of a tree."""
+MANIFEST_STEP = 200
+"""A reply carries at most 1 MiB: paths of 4 KiB fit."""
+OLDEST_READ_BYTES = 4096
+
+
+class SiteStatus:
+    """Answers questions about a site. Reads what the actors own, changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterConfig,
+        site: SiteConfig,
+        pid: int,
+        journals: Journals,
+        store: SqliteStore,
+        peers: Mapping[SiteId, PeerRecord],
+        peer_modes: Mapping[SiteId, SiteMode],
+        gate: WriteGate,
+        dialing: Dialing,
+        wall_clock: WallClock,
+        applier: ApplierStats,
+        receiver: ReceiverStats,
+        housekeeper: HousekeeperStats,
+    ) -> None:
+        self._cluster = cluster
+        self._site = site
+        self._pid = pid
+        self._journals = journals
+        self._store = store
+        self._peers = peers
+        self._peer_modes = peer_modes
+        self._gate = gate
+        self._dialing = dialing
+        self._wall_clock = wall_clock
+        self._applier = applier
+        self._receiver = receiver
+        self._housekeeper = housekeeper
+        self._started_s = trio.current_time()
+        self.clients: ClientStats | None = None
+
+    def client_handlers(self) -> dict[str, Handler]:
+        """What the client service asks."""
+        return {"hello": self._hello, "status": self._status, "digest": self._digest, "manifest": self._manifest}
+
+    def peer_handlers(self) -> dict[str, Handler]:
+        """What peers ask: about this site alone."""
+        return {"status": self._own_status, "digest": self._own_digest, "manifest": self._own_manifest}
+
+    async def _hello(self, args: dict[str, Any]) -> Any:
+        return {
+            "site": self._site.name,
+            "site_id": self._site.site_id,
+            "pid": self._pid,
+            "cluster_id": self._cluster.cluster_id,
+            "mode": self._gate.mode.value,
+            "version": 1,
+        }
+
+    async def _status(self, args: dict[str, Any]) -> Any:
+        if args.get("scope", "cluster") == "site":
+            return await self._own_status({})
+        sites = await self._ask_all("status", self._own_status, STATUS_TIMEOUT_S)
+        return {"asked": self._site.name, "sites": sites}
+
+    async def _ask_all(
+        self, method: str, own: Callable[[dict[str, Any]], Awaitable[Any]], timeout_s: float
+    ) -> dict[str, Any]:
+        """One answer for each site, in the configuration's order; who cannot be asked has `unreachable`."""
+        answers: dict[str, Any] = {}
+
+        async def ask(site: SiteConfig) -> None:
+            try:
+                answers[site.name] = await ask_peer(self._dialing, site, method, {}, timeout_s=timeout_s)
+            except PeerUnreachable as error:
+                answers[site.name] = {"name": site.name, "site_id": site.site_id, "unreachable": str(error)}
+
+        async with trio.open_nursery() as nursery:
+            for record in self._peers.values():
+                nursery.start_soon(ask, record.site)
+            answers[self._site.name] = await own({})
+        return {site.name: answers[site.name] for site in self._cluster.sites}
+
+    async def _own_status(self, args: dict[str, Any]) -> Any:
+        own = self._journals.own
+        unapplied = {
+            str(log.journal): distance(log.tails, cursor_of(self._store.applied, log.journal, log.shard_count))
+            for log in self._journals.all()
+        }
+        counts = await self._store.read(lambda view: {**view.counts(), "dead_letters": view.open_dead_letters()})
+        return {
+            "name": self._site.name,
+            "site_id": self._site.site_id,
+            "pid": self._pid,
+            "mode": self._gate.mode.value,
+            "refusing_writes": list(self._gate.reasons),
+            "incarnation": f"{own.journal.incarnation:016x}",
+            "uptime_s": round(trio.current_time() - self._started_s, 3),
+            "journal": {
+                "entries": sum(own.tails),
+                "bytes": own.position,
+                "disk_bytes": sum(log.bytes_on_disk for log in self._journals.all()),
+            },
+            "received": cursors_to_json(self._journals.received()),
+            "applied": cursors_to_json(self._store.applied),
+            "unapplied_entries": sum(unapplied.values()),
+            "tree": counts,
+            "clients": 0 if self.clients is None else self.clients.connections,
+            "totals": {
+                "entries_received": self._receiver.entries,
+                "batches_received": self._receiver.batches,
+                "duplicates_dropped": self._receiver.duplicates,
+                "gaps_refused": self._receiver.gaps,
+                "batches_rejected": self._receiver.rejected,
+                "entries_applied": self._applier.entries,
+                "applier_busy_s": round(self._applier.busy_s, 3),
+                "snapshots": self._housekeeper.snapshots,
+                "trimmed_bytes": self._housekeeper.trimmed_bytes,
+                "refused_writes": 0 if self.clients is None else self.clients.refused_writes,
+            },
+            "peers": {record.site.name: await self._peer_status(record) for record in self._peers.values()},
+        }
+
+    async def _peer_status(self, record: PeerRecord) -> dict[str, Any]:
+        own = self._journals.own
+        now_s = trio.current_time()
+        acked = record.acked or (0,) * own.shard_count
+        lag_entries = distance(own.tails, acked)
+        rate = record.lag.ack_rate()
+        facts = LinkFacts(
+            state=record.conduit_state,
+            lag_entries=lag_entries,
+            falling=record.lag.is_falling(),
+            ack_rate=rate,
+            detail=record.conduit_detail,
+            retry_in_s=None if record.retry_at_s is None else max(0.0, record.retry_at_s - now_s),
+            in_flight=record.progress.batches_in_flight if record.progress is not None else 0,
+            stalled_s=now_s - record.last_ack_at_s,
+            pressure_ms=record.pressure_ms,
+        )
+        applied = cursor_of(record.applied, own.journal, own.shard_count)
+        return {
+            "site_id": record.site.site_id,
+            "conduit": record.conduit_state.value,
+            "inbound": "connected" if record.inbound_connected else "none",
+            "mode": self._stricter_mode(record),
+            "lag_entries": lag_entries,
+            "lag_bytes": own.position - own.position_of(acked) if lag_entries else 0,
+            "lag_s": await self._lag_s(own, record, acked) if lag_entries else 0.0,
+            "unapplied_entries": distance(acked, applied),
+            "entries_per_s": round(rate, 1),
+            "catch_up_s": round(lag_entries / rate, 1) if lag_entries and rate > 0 else None,
+            "reason": explain_lag(facts),
+            "rtt_ms": None if record.rtt_ms is None else round(record.rtt_ms, 3),
+            "cut_off": record.cut_off or record.conduit_state is ConduitState.NEEDS_BOOTSTRAP,
+        }
+
+    def _stricter_mode(self, record: PeerRecord) -> str:
+        opinion = self._peer_modes[record.site.site_id]
+        told = next((mode for mode in SiteMode if mode.value == record.mode_told), None)
+        return (opinion if told is None or opinion.rank <= told.rank else told).value
+
+    async def _lag_s(self, own: EntryLog, record: PeerRecord, acked: tuple[int, ...]) -> float | None:
+        """How long ago the oldest entry was written that the peer lacks, in seconds; None if it was trimmed."""
+        oldest_us = record.progress.oldest_timestamp_us if record.progress is not None else None
+        if oldest_us is None:
+            try:
+                reader = own.reader(acked)
+            except GapInLog:
+                return None
+            try:
+                blocks = await reader.read(bytes_max=OLDEST_READ_BYTES)
+            finally:
+                await reader.close()
+            if not blocks:
+                return 0.0
+            oldest_us = min(block.timestamps[0] for block in blocks)
+        return round(max(0, self._wall_clock.now_us() - oldest_us) / 1e6, 3)
+
+    async def _own_digest(self, args: dict[str, Any]) -> Any:
+        applied, digest, dead = await self._store.read(
+            lambda view: (view.applied(), view.tree_digest(), view.open_dead_letters())
+        )
+        return {"digest": digest.hex(), "cursors": cursors_to_json(applied), "dead_letters": dead}
+
+    async def _digest(self, args: dict[str, Any]) -> Any:
+        if args.get("scope", "cluster") == "site":
+            return await self._own_digest({})
+        sites = await self._ask_all("digest", self._own_digest, DIGEST_TIMEOUT_S)
+        verdict = _judge(sites)
+        if verdict.pop("trees_differ"):
+            verdict["first_difference"] = await self._first_difference(sites)
+        return {**verdict, "sites": sites}
+
+    async def _first_difference(self, sites: dict[str, Any]) -> dict[str, Any] | None:
+        """The first path at which another site's tree differs from this one's."""
+        mine = sites[self._site.name]["digest"]
+        other = next((name for name, answer in sites.items() if answer.get("digest", mine) != mine), None)
+        if other is None:
+            return None
+        peer = self._cluster.site(other)
+        after: bytes | None = None
+        while True:
+            args = {"after": after, "limit": MANIFEST_STEP}
+            ours = await self._own_manifest(args)
+            theirs = await ask_peer(self._dialing, peer, "manifest", args, timeout_s=DIGEST_TIMEOUT_S)
+            if ours["entries"] != theirs["entries"]:
+                pairs = dict(map(tuple, ours["entries"])), dict(map(tuple, theirs["entries"]))
+                differing = {path for path in {*pairs[0], *pairs[1]} if pairs[0].get(path) != pairs[1].get(path)}
+                return {"path": min(differing), "sites": [self._site.name, other]}
+            if not ours["more"] or not ours["entries"]:
+                return None
+            after = ours["entries"][-1][0]
+
+    async def _own_manifest(self, args: dict[str, Any]) -> Any:
+        after = args.get("after")
+        limit = min(MANIFEST_STEP, int(args.get("limit", MANIFEST_STEP)))
+        entries, more = await self._store.read(lambda view: view.manifest(after, limit))
+        return {"entries": [list(entry) for entry in entries], "more": more}
+
+    async def _manifest(self, args: dict[str, Any]) -> Any:
+        name = args.get("site")
+        if name in (None, self._site.name):
+            return await self._own_manifest(args)
+        if not isinstance(name, str):
+            raise CallerError("manifest: site is a name")
+        rest: dict[str, Any] = {key: args[key] for key in ("after", "limit") if key in args}
+        return await ask_peer(self._dialing, self._cluster.site(name), "manifest", rest, timeout_s=DIGEST_TIMEOUT_S)
+
+
+def _judge(sites: dict[str, Any]) -> dict[str, Any]:
+    """Whether the sites' trees are equal at equal cursors, and if not, why not."""
+    unreachable = [name for name, answer in sites.items() if "unreachable" in answer]
+    if unreachable:
+        return _not_converged(f"not reachable: {', '.join(unreachable)}")
+    dead = [name for name, answer in sites.items() if answer["dead_letters"]]
+    if dead:
+        return _not_converged(f"dead letters are open at {', '.join(dead)}")
+    answers = list(sites.values())
+    first = cursors_from_json(answers[0]["cursors"])
+    if not all(equal(first, cursors_from_json(answer["cursors"])) for answer in answers[1:]):
+        return _not_converged("the sites have not applied the same entries yet")
+    if len({answer["digest"] for answer in answers}) > 1:
+        return {**_not_converged("the trees differ at equal cursors"), "trees_differ": True}
+    return {"converged": True, "reason": None, "first_difference": None, "trees_differ": False}
+
+
+def _not_converged(reason: str) -> dict[str, Any]:
+    return {"converged": False, "reason": reason, "first_difference": None, "trees_differ": False}

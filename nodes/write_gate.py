@@ -1,0 +1,70 @@
+"""The gate before a site's clients: why the site takes no writes now, if it does not (P9)."""
+
+from __future__ import annotations
+
+from structlog.stdlib import BoundLogger
+
+from claudefs_repl.error import DiskFull, NotWritable
+from claudefs_repl.failover import SiteMode
+
+DISK_FULL = "disk_full"
+PEER_AHEAD = "peer_ahead"
+
+
+class WriteGate:
+    """Reasons against writing; writes pass when there are none and the mode allows them.
+
+    Owned by the site; the failover actor sets the mode, the disk's users and the conduits close and open it by name.
+    """
+
+    def __init__(self, site: str, mode: SiteMode) -> None:
+        self._site = site
+        self._reasons: dict[str, str] = {}
+        self.mode = mode
+
+    def close(self, name: str, reason: str) -> bool:
+        """Refuse writes for a reason; returns whether it is a new one."""
+        is_new = name not in self._reasons
+        self._reasons[name] = reason
+        return is_new
+
+    def close_for_disk(self, full: DiskFull, logger: BoundLogger) -> None:
+        """Refuse writes because the disk is full; the housekeeper opens the gate once there is room."""
+        if self.close(DISK_FULL, f"its disk is full ({full}); free some space, it goes on by itself"):
+            logger.error("disk_full", detail=str(full))
+
+    def open(self, name: str) -> bool:
+        """Take a reason away; returns whether it was there."""
+        return self._reasons.pop(name, None) is not None
+
+    def is_closed(self, name: str) -> bool:
+        """Whether a reason of that name holds."""
+        return name in self._reasons
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The reasons against writing, without the mode."""
+        return tuple(self._reasons.values())
+
+    def check_write(self) -> None:
+        """Let a write pass.
+
+        Raises:
+            NotWritable: with the site, the reason and the remedy.
+        """
+        for reason in self._reasons.values():
+            raise NotWritable(f"site {self._site} takes no writes: {reason}")
+        if not self.mode.is_writable:
+            raise NotWritable(
+                f"site {self._site} is {self.mode.value} and takes no writes; it becomes writable by itself once it "
+                f"has caught up, watch it with: claudefs-repl status --watch"
+            )
+
+    def check_read(self) -> None:
+        """Let a read pass.
+
+        Raises:
+            NotWritable: the site is offline.
+        """
+        if not self.mode.is_readable:
+            raise NotWritable(f"site {self._site} is {self.mode.value} and serves no reads; see: claudefs-repl status")
