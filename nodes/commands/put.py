@@ -17,9 +17,10 @@ import trio
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import XATTR_VALUE_BYTES_MAX, Inode
 from nodes.commands import ops, remote
+from nodes.commands.common import path_text
 from nodes.commands.remote import NotStill, RemoteNode, SiteClient, SubmitRefused, Workers, first_cause, in_parts
 from nodes.commands.transfer_report import TransferReport
-from nodes.commands.tree import Kind, LocalNode, data_ranges, look, node_of, read_xattrs, scan_directory, show
+from nodes.commands.tree import Kind, LocalNode, data_ranges, look, node_of, read_xattrs, scan_directory
 
 FILES_AT_ONCE = 32
 """Files on their way at the same time: enough that one group commit at the site answers many."""
@@ -94,7 +95,9 @@ async def put_tree(
         assert before is not None, "every tree has a root"
         place = _Place(before.inode, b"", before)
     else:
-        raise OperationRefused(errno.EISDIR, f"/ is a directory and {show(local)} is not: name the copy, as in SITE:/x")
+        raise OperationRefused(
+            errno.EISDIR, f"/ is a directory and {path_text(local)} is not: name the copy, as in SITE:/x"
+        )
     put = _Put(client, report, checksum=checksum)
     try:
         async with trio.open_nursery() as nursery:
@@ -147,9 +150,7 @@ class _Put:
         self._report.problems += problems
         there: dict[bytes, RemoteNode] = {}
         if directory.before is not None:
-            async with contextlib.aclosing(remote.list_pages(self._client, directory.inode)) as pages:
-                async for page in pages:
-                    there.update((node.name, node) for node in page if node.name is not None)
+            there = await remote.list_all(self._client, directory.inode)
         places = [(node, _Place(directory.inode, node.name, there.get(node.name))) for node in nodes]
         made = await self._make_directories([pair for pair in places if pair[0].kind is Kind.DIR])
         for node, place in places:
@@ -382,7 +383,7 @@ def _check_still(descriptor: int, node: LocalNode, length: int) -> None:
 
 
 def _in_the_way(before: RemoteNode) -> str:
-    name = show(before.name or b"/")
+    name = path_text(before.name or b"/")
     return f"a {before.kind.value} named {name} is in its place at the site: remove it and run put again"
 
 

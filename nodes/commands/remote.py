@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import Inode
 from claudefs_repl.operations import check_name
 from nodes.client import ClientError
+from nodes.commands.common import path_text
 from nodes.commands.ops import Op, make_directory
-from nodes.commands.tree import Kind, show
+from nodes.commands.tree import Kind
 
 LIST_LIMIT = 1000
 """Entries of a directory in one answer: about 200 KiB, and few round trips even for large directories."""
@@ -36,7 +38,11 @@ class SiteClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteNode:
-    """One object of a site's tree at one moment; the fields are those of the client service's stat map."""
+    """One object of a site's tree at one moment; the fields are those of the client service's stat map.
+
+    Attributes:
+        size: bytes of a file, 0 for anything else.
+    """
 
     inode: Inode
     kind: Kind
@@ -60,7 +66,7 @@ class RemoteNode:
             uid=answer["uid"],
             gid=answer["gid"],
             mtime_ns=answer["mtime_ns"],
-            size=answer["size"],
+            size=answer["size"] if answer["kind"] == Kind.FILE.value else 0,
             nlink=answer["nlink"],
             target=answer["target"],
             parent=answer["parent"],
@@ -78,7 +84,7 @@ async def ask(client: SiteClient, method: str, **args: Any) -> Any:
     try:
         return await client.call(method, **args)
     except ClientError as error:
-        if error.errno:
+        if error.errno is not None and errno.errorcode.get(error.errno) == error.code:
             raise OperationRefused(error.errno, str(error)) from error
         raise
 
@@ -96,8 +102,6 @@ async def submit(client: SiteClient, steps: Sequence[Op]) -> list[Inode]:
     inodes = [Inode(result[0]) for result in answer["results"]]
     error = answer["error"]
     if error is not None:
-        if not error.get("errno"):
-            raise ClientError(error["code"], error["message"], None, 1)
         raise SubmitRefused(error["errno"], error["message"], inodes)
     return inodes
 
@@ -162,7 +166,7 @@ async def resolve_directory(client: SiteClient, path: bytes) -> RemoteNode:
     """
     node = await resolve(client, path)
     if node.kind is not Kind.DIR:
-        raise OperationRefused(errno.ENOTDIR, f"{show(path)} is a {node.kind.value}, not a directory")
+        raise OperationRefused(errno.ENOTDIR, f"{path_text(path)} is a {node.kind.value}, not a directory")
     return node
 
 
@@ -182,6 +186,39 @@ async def list_pages(client: SiteClient, inode: Inode) -> AsyncGenerator[list[Re
         if not answer["more"] or not page:
             return
         after = page[-1].name
+
+
+async def walk(client: SiteClient, root: RemoteNode) -> AsyncGenerator[tuple[list[bytes], RemoteNode], None]:
+    """An object and all beneath it, parents first, names in bytes order; each with its path from `root` as names.
+
+    Use it under `contextlib.aclosing`.
+    """
+    pending: list[tuple[list[bytes], RemoteNode]] = [([], root)]
+    while pending:
+        path, node = pending.pop()
+        yield path, node
+        if node.kind is Kind.DIR:
+            children = await list_all(client, node.inode)
+            pending += [([*path, name], child) for name, child in reversed(children.items())]
+
+
+async def list_all(client: SiteClient, inode: Inode) -> dict[bytes, RemoteNode]:
+    """A directory's entries by name, in bytes order."""
+    found: dict[bytes, RemoteNode] = {}
+    async with aclosing(list_pages(client, inode)) as pages:
+        async for page in pages:
+            found.update((node.name, node) for node in page if node.name is not None)
+    return found
+
+
+async def count(client: SiteClient, root: RemoteNode) -> tuple[int, int]:
+    """Objects and file bytes beneath an object, itself included: what a progress bar needs."""
+    objects = total_bytes = 0
+    async with aclosing(walk(client, root)) as found:
+        async for _, node in found:
+            objects += 1
+            total_bytes += node.size
+    return objects, total_bytes
 
 
 async def read_xattrs(client: SiteClient, inode: Inode) -> dict[bytes, bytes]:
@@ -210,7 +247,7 @@ async def make_parents(client: SiteClient, names: Sequence[bytes], *, uid: int, 
         if found.kind is not Kind.DIR:
             raise OperationRefused(
                 errno.ENOTDIR,
-                f"{show(path)} is a {found.kind.value}, not a directory: choose another path or remove it",
+                f"{path_text(path)} is a {found.kind.value}, not a directory: choose another path or remove it",
             )
         node = found
     else:
@@ -278,7 +315,7 @@ async def in_parts(
         raise failures[0]
 
 
-class NotStill(Exception):  # noqa: N818 -- no error of the program: an ordinary outcome of a transfer
+class NotStill(Exception):
     """A file changed while it was read."""
 
 

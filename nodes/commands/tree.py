@@ -229,9 +229,3 @@ def describe(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "permission denied: run this as a user who may read and write it"
     return (error.strerror or str(error)).lower()
-
-
-def show(path: bytes) -> str:
-    """A path for people: what is not UTF-8, or would move the cursor of a terminal, is escaped."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
