@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from nodes.seams import WallClock
 
@@ -120,7 +121,7 @@ def make_logger(
     *,
     echo: TextIO | None = None,
     bytes_max: int = LOG_BYTES_MAX,
-) -> structlog.stdlib.BoundLogger:
+) -> FilteringBoundLogger:
     """A logger of one site's events: `log.info("conduit_connected", peer="beta", direction="out")`.
 
     The level comes from `EVENTS`, whichever method is called. `echo` gets the rendering for people as well.
@@ -138,11 +139,11 @@ def make_logger(
     logger = structlog.wrap_logger(
         _Sink(EventFile(path, bytes_max=bytes_max), echo),
         processors=[complete],
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(0),
         context_class=dict,
         cache_logger_on_first_use=False,
     )
-    return cast("structlog.stdlib.BoundLogger", logger)
+    return cast("FilteringBoundLogger", logger)
 
 
 def _plain(value: object) -> str:
