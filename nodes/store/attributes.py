@@ -1,0 +1,98 @@
+"""Objects, their attributes and their extended attributes: last writer wins for each field, by stamp."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from claudefs_repl.operations import SetAttr
+from nodes.store.claims import refresh_holders
+from nodes.store.extents import drop_runs
+from nodes.store.schema import Kind
+
+_MAKE = (
+    "INSERT OR IGNORE INTO inode(inode, kind, made, target, mode, mode_stamp, uid, uid_stamp, gid, gid_stamp, "
+    "mtime_ns, mtime_stamp, named) VALUES (?1, ?2, ?8, ?3, ?4, ?8, ?5, ?8, ?6, ?8, ?7, ?8, ?9)"
+)
+_MEET = "INSERT OR IGNORE INTO inode(inode) VALUES (?)"
+_MAKE_KNOWN = "UPDATE inode SET kind = ?2, target = ?3, made = ?4, named = named OR ?5 WHERE inode = ?1 AND made < ?4"
+_SET = (
+    "UPDATE inode SET "
+    + ", ".join(
+        f"{field} = CASE WHEN ?{at} IS NOT NULL AND {field}_stamp < ?6 THEN ?{at} ELSE {field} END, "
+        f"{field}_stamp = CASE WHEN ?{at} IS NOT NULL AND {field}_stamp < ?6 THEN ?6 ELSE {field}_stamp END"
+        for at, field in enumerate(("mode", "uid", "gid", "mtime_ns"), 2)
+    ).replace("mtime_ns_stamp", "mtime_stamp")
+    + " WHERE inode = ?1"
+)
+_TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND mtime_stamp < ?3"
+_SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
+_SET_XATTR = (
+    "INSERT INTO xattr(inode, name, stamp, value) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
+    "SET stamp = excluded.stamp, value = excluded.value WHERE stamp < excluded.stamp"
+)
+
+
+def make_object(
+    connection: sqlite3.Connection,
+    inode: int,
+    stamp: bytes,
+    kind: Kind,
+    fields: SetAttr,
+    *,
+    target: bytes | None,
+    is_named: bool,
+) -> None:
+    """The entry that makes an object; others may have told of the object before."""
+    made = connection.execute(
+        _MAKE, (inode, kind, target, fields.mode, fields.uid, fields.gid, fields.mtime_ns, stamp, is_named)
+    )
+    if made.rowcount == 1:
+        return
+    connection.execute(_MAKE_KNOWN, (inode, kind, target, stamp, is_named))
+    set_attributes(connection, inode, stamp, fields)
+
+
+def make_known(connection: sqlite3.Connection, inode: int) -> None:
+    """Have a row for an object, so that what is told of it finds one; until it is made, the object is invisible."""
+    connection.execute(_MEET, (inode,))
+
+
+def set_attributes(connection: sqlite3.Connection, inode: int, stamp: bytes, fields: SetAttr) -> None:
+    """Change the attributes that are not None, where the change is the latest."""
+    parameters = (inode, fields.mode, fields.uid, fields.gid, fields.mtime_ns, stamp)
+    if not connection.execute(_SET, parameters).rowcount:
+        make_known(connection, inode)
+        connection.execute(_SET, parameters)
+
+
+def set_mtime(connection: sqlite3.Connection, inode: int, stamp: bytes, mtime_ns: int) -> None:
+    """Change the time of the last change, where the change is the latest."""
+    if not connection.execute(_TOUCH, (inode, mtime_ns, stamp)).rowcount:
+        make_known(connection, inode)
+        connection.execute(_TOUCH, (inode, mtime_ns, stamp))
+
+
+def set_length(connection: sqlite3.Connection, inode: int, stamp: bytes, length: int) -> None:
+    """The least size that the latest truncate gives a file."""
+    make_known(connection, inode)
+    connection.execute(_SET_LENGTH, (inode, length, stamp))
+
+
+def set_xattr(connection: sqlite3.Connection, inode: int, stamp: bytes, name: bytes, value: bytes | None) -> None:
+    """An extended attribute gets a value, or none."""
+    connection.execute(_SET_XATTR, (inode, name, stamp, value))
+
+
+def note_named(connection: sqlite3.Connection, inode: int) -> None:
+    """An object has, or had, a name: it is not one that its maker may have abandoned."""
+    if not connection.execute("UPDATE inode SET named = 1 WHERE inode = ?", (inode,)).rowcount:
+        connection.execute("INSERT INTO inode(inode, named) VALUES (?, 1)", (inode,))
+
+
+def give_up(connection: sqlite3.Connection, inode: int) -> None:
+    """An object that was never named goes, with its data, for good."""
+    make_known(connection, inode)
+    connection.execute("UPDATE inode SET gone = 1 WHERE inode = ?", (inode,))
+    drop_runs(connection, inode)
+    connection.execute("DELETE FROM xattr WHERE inode = ?", (inode,))
+    refresh_holders(connection, inode)

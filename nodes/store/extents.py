@@ -1,0 +1,93 @@
+"""File data as runs: last writer wins for each byte, by stamp.
+
+The runs of a file never overlap. A write is a run of data, a truncate a run without data from its length to the end of
+all files. A newer run cuts older ones; an older run that arrives late fills only what newer ones leave.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from claudefs_repl.journal import FILE_BYTES_MAX
+
+_LAST_BEFORE = "SELECT low, high FROM extent WHERE inode = ? AND low < ? ORDER BY low DESC LIMIT 1"
+_INSERT = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
+_FIRST_REACHING = "SELECT low FROM extent WHERE inode = ? AND low <= ? ORDER BY low DESC LIMIT 1"
+_DROP_COVERED = "DELETE FROM extent WHERE inode = ? AND low >= ? AND low < ? AND high <= ? AND stamp < ?"
+_RUNS = "SELECT low, high, stamp FROM extent WHERE inode = ? AND low >= ? AND low < ? ORDER BY low"
+_KEEP_RIGHT = (
+    "INSERT INTO extent(inode, low, high, stamp, data) "
+    "SELECT inode, ?3, high, stamp, substr(data, ?3 - low + 1) FROM extent WHERE inode = ?1 AND low = ?2"
+)
+_KEEP_LEFT = "UPDATE extent SET high = ?3, data = substr(data, 1, ?3 - low) WHERE inode = ?1 AND low = ?2"
+_DROP = "DELETE FROM extent WHERE inode = ? AND low = ?"
+_DATA = "SELECT low, high, data FROM extent WHERE inode = ? AND low >= ? AND low < ? AND data IS NOT NULL ORDER BY low"
+
+
+def write_run(connection: sqlite3.Connection, inode: int, offset: int, data: bytes, stamp: bytes) -> None:
+    """Fold a write in."""
+    if data:
+        _put_run(connection, inode, offset, offset + len(data), stamp, data)
+
+
+def truncate_run(connection: sqlite3.Connection, inode: int, length: int, stamp: bytes) -> None:
+    """Fold the hole of a truncate in; the size it gives is an attribute of the inode."""
+    if length < FILE_BYTES_MAX:
+        _put_run(connection, inode, length, FILE_BYTES_MAX, stamp, None)
+
+
+def drop_runs(connection: sqlite3.Connection, inode: int) -> None:
+    """Forget all of a file's data."""
+    connection.execute("DELETE FROM extent WHERE inode = ?", (inode,))
+
+
+def data_runs(connection: sqlite3.Connection, inode: int, low: int, high: int) -> Iterator[tuple[int, bytes]]:
+    """The data between two offsets, in order, as (offset, bytes); what is not told is zero."""
+    for run_low, _run_high, data in connection.execute(_DATA, (inode, _reach(connection, inode, low), high)):
+        start = max(run_low, low)
+        piece = data[start - run_low : high - run_low]
+        if piece:
+            yield start, piece
+
+
+def _put_run(connection: sqlite3.Connection, inode: int, low: int, high: int, stamp: bytes, data: bytes | None) -> None:
+    # Most writes append: the last run that begins below the new end is then wholly below the new start.
+    last = connection.execute(_LAST_BEFORE, (inode, high)).fetchone()
+    if last is None or last[1] <= low:
+        connection.execute(_INSERT, (inode, low, high, stamp, data))
+        return
+    connection.execute(_DROP_COVERED, (inode, low, high, high, stamp))
+    overlapping = connection.execute(_RUNS, (inode, _reach(connection, inode, low), high)).fetchall()
+    gaps, position = [], low
+    for run_low, run_high, run_stamp in overlapping:
+        if run_high <= low:
+            continue
+        if run_stamp > stamp:
+            if run_low > position:
+                gaps.append((position, run_low))
+            position = max(position, run_high)
+        else:
+            _cut_run(connection, inode, (run_low, run_high), (low, high))
+    if position < high:
+        gaps.append((position, high))
+    connection.executemany(
+        _INSERT,
+        [(inode, a, b, stamp, None if data is None else data[a - low : b - low]) for a, b in gaps],
+    )
+
+
+def _cut_run(connection: sqlite3.Connection, inode: int, run: tuple[int, int], cut: tuple[int, int]) -> None:
+    """Take the bytes of `cut` from a run that reaches beyond it on at least one side."""
+    if run[1] > cut[1]:
+        connection.execute(_KEEP_RIGHT, (inode, run[0], cut[1]))
+    if run[0] < cut[0]:
+        connection.execute(_KEEP_LEFT, (inode, run[0], cut[0]))
+    else:
+        connection.execute(_DROP, (inode, run[0]))
+
+
+def _reach(connection: sqlite3.Connection, inode: int, offset: int) -> int:
+    """Where the run begins that may hold the byte at an offset; nothing before it does."""
+    row = connection.execute(_FIRST_REACHING, (inode, offset)).fetchone()
+    return offset if row is None else int(row[0])

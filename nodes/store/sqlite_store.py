@@ -1,0 +1,304 @@
+"""The store as a site uses it: SQLite in threads, one writer, a few readers, and what survives a power loss.
+
+SQLite runs in WAL mode with `synchronous = NORMAL`: a commit is atomic and outlives a kill of the process, but the last
+commits before a power loss may be undone, one after another from the end, until `make_durable` has passed them. That is
+sound because state and applied cursors are one transaction: what is undone is folded again from the journals.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import DiskFull, SyncFailed, WorldError
+from claudefs_repl.journal import JournalId
+from nodes.store.fold import Fold, FoldReport
+from nodes.store.local import LocalFold, LocalRequest, StampSource
+from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
+from nodes.store.validate import fold_local
+from nodes.store.view import View
+
+T = TypeVar("T")
+
+READERS_MAX = 4
+"""Reads that run at a time: each has a thread, a connection and its cache."""
+WRITER_CACHE_KIB = 32 * 1024
+"""The pages around the growing ends of the tables, with room for a transaction."""
+READER_CACHE_KIB = 4 * 1024
+"""Reads go through a directory or a file once."""
+LOG_KEPT_BYTES = 64 << 20
+"""The WAL file is cut to this when it starts again from its beginning."""
+BACKUP_PAGES = 512
+"""One step of a snapshot, 4 MiB."""
+
+
+class SqliteStore:
+    """The view of one site on disk.
+
+    Owned by the site; `transaction` has one owner at a time, `read` any number.
+
+    Attributes:
+        applied: the applied cursors as of the last commit.
+        applied_timestamp_us: the greatest stamp applied, as of the last commit.
+    """
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, checkpointer: sqlite3.Connection) -> None:
+        self.path = path
+        self.applied: Cursors = read_applied(writer)
+        self.applied_timestamp_us = read_meta(writer, "timestamp_us")
+        self._writer = writer
+        self._checkpointer = checkpointer
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._readers = trio.Semaphore(READERS_MAX)
+        self._writing = trio.Lock()
+        self._syncing = trio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path, *, shard_count: int) -> SqliteStore:
+        """Open the store, or make it.
+
+        Raises:
+            CallerError: the file is not a store of this layout and shard count.
+            WorldError: the file is damaged, or cannot be opened.
+        """
+
+        def connect() -> SqliteStore:
+            with _told_apart(path):
+                writer = _connect(path, cache_kib=WRITER_CACHE_KIB)
+                try:
+                    set_up(writer, shard_count=shard_count)
+                    store = cls(path, writer, _connect(path, cache_kib=READER_CACHE_KIB))
+                except BaseException:
+                    writer.close()
+                    raise
+                _sync_directory(path.parent)
+                return store
+
+        return await trio.to_thread.run_sync(connect)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[StoreTransaction]:
+        """A transaction; what is not committed inside is rolled back at the end."""
+        async with self._writing:
+            fold = await trio.to_thread.run_sync(self._begin)
+            transaction = StoreTransaction(self, fold)
+            try:
+                yield transaction
+            finally:
+                if not transaction.is_committed:
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(self._roll_back)
+
+    async def make_durable(self) -> Cursors:
+        """Sync what is committed, and empty the WAL into the database.
+
+        Returns:
+            applied cursors below which the store will not fall, whatever loses power.
+
+        Raises:
+            DiskFull: there is no room; what was durable stays so.
+            SyncFailed: the disk did not confirm; the process must end.
+        """
+        async with self._syncing:
+            # Most of the work goes on beside the writer; the second pass, without it, leaves a WAL that starts again.
+            await trio.to_thread.run_sync(self._checkpoint)
+            async with self._writing:
+                applied = self.applied
+                await trio.to_thread.run_sync(self._checkpoint)
+            return applied
+
+    async def read(self, function: Callable[[View], T]) -> T:
+        """Run a function on one consistent snapshot, in a thread."""
+        async with self._readers:
+            reader = (
+                self._idle_readers.pop() if self._idle_readers else await trio.to_thread.run_sync(self._open_reader)
+            )
+            try:
+                return await trio.to_thread.run_sync(self._read, reader, function)
+            finally:
+                self._idle_readers.append(reader)
+
+    async def snapshot_to(self, path: Path) -> Cursors:
+        """Copy the store as it is now into a file, synced; the writer goes on meanwhile.
+
+        Returns:
+            the applied cursors of the copy.
+
+        Raises:
+            DiskFull: there is no room; nothing is left behind.
+        """
+        return await trio.to_thread.run_sync(self._snapshot, path)
+
+    async def close(self) -> None:
+        """Close every connection; the owner has no transaction and no read open."""
+        for connection in (*self._idle_readers, self._checkpointer, self._writer):
+            await trio.to_thread.run_sync(connection.close)
+        self._idle_readers.clear()
+
+    def _begin(self) -> Fold:
+        with _told_apart(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            return Fold(self._writer)
+
+    def _roll_back(self) -> None:
+        # SQLite may have rolled back by itself, when the disk was full.
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+    def commit(self, fold: Fold) -> None:
+        """Commit the open transaction; for `StoreTransaction`, in its thread."""
+        with _told_apart(self.path):
+            fold.save()
+            self._writer.execute("COMMIT")
+
+    def _open_reader(self) -> sqlite3.Connection:
+        with _told_apart(self.path):
+            reader = _connect(self.path, cache_kib=READER_CACHE_KIB)
+            reader.execute("PRAGMA query_only = ON")
+            return reader
+
+    def _read(self, reader: sqlite3.Connection, function: Callable[[View], T]) -> T:
+        with _told_apart(self.path):
+            reader.execute("BEGIN")
+            try:
+                return function(View(reader))
+            finally:
+                reader.execute("ROLLBACK")
+
+    def _checkpoint(self) -> None:
+        with _told_apart(self.path):
+            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        # A reader may have kept the checkpoint from the last commits: then it is the WAL that must hold them.
+        # No lock of SQLite's lies on that file, so that closing it here takes none away.
+        with _told_apart(self.path):
+            _sync_file(self.path.with_name(self.path.name + "-wal"))
+
+    def _snapshot(self, path: Path) -> Cursors:
+        half = path.with_name(path.name + ".half")
+        half.unlink(missing_ok=True)
+        with _told_apart(path):
+            source = _connect(self.path, cache_kib=READER_CACHE_KIB)
+            target = sqlite3.connect(half, isolation_level=None)
+            try:
+                target.execute("PRAGMA journal_mode = OFF")
+                target.execute("PRAGMA synchronous = OFF")
+                # The open read transaction keeps the copy at one snapshot: commits meanwhile do not restart it.
+                source.execute("BEGIN")
+                applied = read_applied(source)
+                source.backup(target, pages=BACKUP_PAGES)
+            except BaseException:
+                target.close()
+                half.unlink(missing_ok=True)
+                raise
+            finally:
+                source.close()
+            target.close()
+            _sync_file(half)
+            half.rename(path)
+            _sync_directory(path.parent)
+        return applied
+
+
+class StoreTransaction:
+    """An open transaction of a store: what it folds is seen by nobody until it is committed.
+
+    Attributes:
+        is_committed: whether `commit` has returned.
+    """
+
+    def __init__(self, store: SqliteStore, fold: Fold) -> None:
+        self.is_committed = False
+        self._store = store
+        self._fold = fold
+
+    async def fold_local(self, requests: Sequence[LocalRequest], source: StampSource) -> LocalFold:
+        """Validate clients' operations against the tree and fold those in that fit (`nodes.store.validate`)."""
+        return await self._run(lambda: fold_local(self._fold, requests, source))
+
+    async def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
+        """Fold entries of a journal in, in seq order for each shard; what is applied already has no effect."""
+        return await self._run(lambda: self._fold.fold_blocks(journal, blocks))
+
+    async def commit(self) -> None:
+        """Make state and applied cursors visible together.
+
+        Raises:
+            DiskFull: there was no room; nothing of the transaction is left.
+        """
+        await self._run(lambda: self._store.commit(self._fold))
+        self.is_committed = True
+        self._store.applied = dict(self._fold.applied)
+        self._store.applied_timestamp_us = self._fold.timestamp_us
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        assert not self.is_committed
+
+        def told_apart() -> T:
+            with _told_apart(self._store.path):
+                return function()
+
+        return await trio.to_thread.run_sync(told_apart)
+
+
+def _connect(path: Path, *, cache_kib: int) -> sqlite3.Connection:
+    # Connections move between threads, but each has one user at a time.
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS_CACHED
+    )
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_KEPT_BYTES}")
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _told_apart(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours, by whose fault they are."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"{path}: no room for the store: {error}") from error
+        if code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC):
+            raise SyncFailed(f"{path}: the store could not be synced: {error}") from error
+        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise WorldError(f"{path}: the store is damaged ({error}); remove it and rebuild the site") from error
+        if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
+            raise WorldError(f"{path}: the store cannot be used: {error}") from error
+        raise
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        raise SyncFailed(f"{path}: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise SyncFailed(f"{path}: {error}") from error
+    finally:
+        os.close(descriptor)
