@@ -15,15 +15,18 @@ _MAKE = (
 )
 _MEET = "INSERT OR IGNORE INTO inode(inode) VALUES (?)"
 _MAKE_KNOWN = "UPDATE inode SET kind = ?2, target = ?3, made = ?4, named = named OR ?5 WHERE inode = ?1 AND made < ?4"
-_SET = (
-    "UPDATE inode SET "
-    + ", ".join(
-        f"{field} = CASE WHEN ?{at} IS NOT NULL AND {field}_stamp < ?6 THEN ?{at} ELSE {field} END, "
-        f"{field}_stamp = CASE WHEN ?{at} IS NOT NULL AND {field}_stamp < ?6 THEN ?6 ELSE {field}_stamp END"
-        for at, field in enumerate(("mode", "uid", "gid", "mtime_ns"), 2)
-    ).replace("mtime_ns_stamp", "mtime_stamp")
-    + " WHERE inode = ?1"
-)
+_SET = """
+UPDATE inode SET
+    mode = CASE WHEN ?2 IS NOT NULL AND mode_stamp < ?6 THEN ?2 ELSE mode END,
+    mode_stamp = CASE WHEN ?2 IS NOT NULL AND mode_stamp < ?6 THEN ?6 ELSE mode_stamp END,
+    uid = CASE WHEN ?3 IS NOT NULL AND uid_stamp < ?6 THEN ?3 ELSE uid END,
+    uid_stamp = CASE WHEN ?3 IS NOT NULL AND uid_stamp < ?6 THEN ?6 ELSE uid_stamp END,
+    gid = CASE WHEN ?4 IS NOT NULL AND gid_stamp < ?6 THEN ?4 ELSE gid END,
+    gid_stamp = CASE WHEN ?4 IS NOT NULL AND gid_stamp < ?6 THEN ?6 ELSE gid_stamp END,
+    mtime_ns = CASE WHEN ?5 IS NOT NULL AND mtime_stamp < ?6 THEN ?5 ELSE mtime_ns END,
+    mtime_stamp = CASE WHEN ?5 IS NOT NULL AND mtime_stamp < ?6 THEN ?6 ELSE mtime_stamp END
+WHERE inode = ?1
+"""
 _TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND mtime_stamp < ?3"
 _SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
 _SET_XATTR = (

@@ -21,6 +21,7 @@ from claudefs_repl.journal import (
     STAMP_BITS,
     XATTR_VALUE_BYTES_MAX,
     Inode,
+    Shard,
     Stamp,
     entry_crc32,
     make_inode,
