@@ -11,7 +11,8 @@ import trio
 
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.client import SiteUnreachable
-from nodes.events import LogMerger, render_event, site_colours
+from nodes.event_reader import LogMerger
+from nodes.events import render_event, site_colours
 from nodes.launcher import Command, Launcher, SiteFailed, describe_end, send_signal, site_command, stop_site
 from nodes.runtime import events_path, site_pid
 from nodes.seams import WallClock

@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 
 from claudefs_repl.error import CallerError, ConfigInvalid, NotWritable, OperationRefused, ReplError, SiteUnknown
 from claudefs_repl.topology import ClusterConfig
-from nodes.client import ClientError, SiteUnreachable
+from nodes.client import ClientError
 from nodes.config import load_cluster
 
 EXIT_OK = 0
@@ -80,13 +80,20 @@ def config_option() -> click.Option:
     )
 
 
+def _take_config(command: click.Command) -> None:
+    if not any("--config" in param.opts for param in command.params):
+        command.params.append(config_option())
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _take_config(below)
+
+
 class ReplGroup(click.Group):
     """The program: gives each command the configuration option, and turns errors into messages and exit statuses."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Register a command, with -c/--config unless it has that already."""
-        if not isinstance(cmd, click.Group) and not any("--config" in param.opts for param in cmd.params):
-            cmd.params.append(config_option())
+        """Register a command, with -c/--config for it and for those below it."""
+        _take_config(cmd)
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -118,8 +125,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def exit_code_of(error: BaseException) -> int:
     """The exit status that an error means."""
-    if isinstance(error, ClientError | SiteUnreachable):
-        return error.exit_code
+    told = getattr(error, "exit_code", None)
+    if isinstance(told, int):
+        return told
     if isinstance(error, ConfigInvalid | SiteUnknown):
         return EXIT_USAGE
     if isinstance(error, NotWritable):
@@ -153,6 +161,11 @@ def pass_cluster(command: Callable[Concatenate[ClusterConfig, P], T]) -> Callabl
         return command(state_of(click.get_current_context()).cluster(), *args, **kwargs)
 
     return wrapped
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: lines to copy, which click does not wrap."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
 def run_async(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:

@@ -1,0 +1,306 @@
+"""Commands that make, start, stop and break a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+import trio
+from click.shell_completion import get_completion_class
+
+from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.client import SiteUnreachable
+from nodes.commands.common import (
+    EXIT_NO,
+    SITE_NAME,
+    echo_json,
+    end,
+    examples,
+    json_option,
+    pass_cluster,
+    run_async,
+)
+from nodes.config import load_cluster, write_cluster
+from nodes.key_files import make_keys, write_keys
+from nodes.launcher import (
+    SiteFailed,
+    check_keys,
+    kill_site,
+    local_sites,
+    signal_site,
+    start_process,
+    stop_site,
+    wait_ready,
+)
+from nodes.runtime import SystemClock, is_local_address, site_pid
+from nodes.supervisor import run_up
+
+DEFAULT_BASE_PORT = 7400
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl init mycluster && cd mycluster && claudefs-repl up",
+        "claudefs-repl init five --sites 5 --base-port 9000",
+        "claudefs-repl init .              # keys for the cluster.toml that is here",
+    )
+)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--sites", default=3, show_default=True, help="How many sites.")
+@click.option("--base-port", default=DEFAULT_BASE_PORT, show_default=True, help="The first site's port; others follow.")
+@json_option
+def init(directory: Path, sites: int, base_port: int, as_json: bool) -> None:
+    """Make a cluster in DIRECTORY: cluster.toml and fresh keys, ready for `up`.
+
+    Each site gets a loopback address of its own. Where there is a cluster.toml already, only its keys are made. Nothing
+    that is there is ever overwritten.
+    """
+    path = directory / "cluster.toml"
+    if not path.exists():
+        write_cluster(directory, sites, base_port, cluster_id=f"cluster-{os.urandom(4).hex()}")
+    cluster = load_cluster(path)
+    keys = write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
+    names = [site.name for site in cluster.sites]
+    if as_json:
+        echo_json({"config": str(path), "sites": names, "keys": [str(key) for key in keys]})
+        return
+    click.echo(f"{path}: {len(names)} sites ({', '.join(names)})")
+    click.echo(f"{cluster.keys_dir}/: a key for each pair, mode 0600; give each machine only its own sites' files")
+    click.echo(f"start it with: claudefs-repl -c {path} up")
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl up",
+        "claudefs-repl up --detach && claudefs-repl status",
+    )
+)
+@click.option("--detach", is_flag=True, help="Return when all sites are ready; they run on. Stop them with `down`.")
+@click.option("--restart", is_flag=True, help="Start a site again when it ends by itself.")
+@pass_cluster
+def up(cluster: ClusterConfig, detach: bool, restart: bool) -> None:
+    """Start every site of the cluster that belongs on this machine, and show their logs.
+
+    Ctrl-C stops them in order, a second one at once. Sites that run already are left as they are, and stopped with the
+    others at the end.
+    """
+    if detach and restart:
+        raise click.UsageError("--restart needs `up` to stay; it cannot go with --detach")
+    sites = local_sites(cluster)
+    check_keys(cluster, sites)
+    for site in cluster.sites:
+        if site not in sites:
+            click.echo(f"site {site.name} runs elsewhere ({site.address})")
+    if detach:
+        run_async(_up_detached, cluster, sites)
+        return
+    end(run_async(run_up, cluster, sites, out=sys.stdout, wall_clock=SystemClock(), restart=restart))
+
+
+async def _up_detached(cluster: ClusterConfig, sites: list[SiteConfig]) -> None:
+    """Start what does not run. If one fails, those that this call started are stopped again."""
+    started: list[SiteConfig] = []
+    failures: list[SiteFailed] = []
+
+    async def start(site: SiteConfig) -> None:
+        pid = site_pid(site)
+        if pid is not None:
+            click.echo(f"site {site.name} runs already (pid {pid})")
+            return
+        try:
+            click.echo(f"site {site.name} is ready (pid {await _start_detached(cluster, site)})")
+            started.append(site)
+        except SiteFailed as failure:
+            failures.append(failure)
+
+    async with trio.open_nursery() as nursery:
+        for site in sites:
+            nursery.start_soon(start, site)
+    if failures:
+        for site in started:
+            await stop_site(cluster, site)
+        raise failures[0]
+
+
+async def _start_detached(cluster: ClusterConfig, site: SiteConfig) -> int:
+    """Start a site that outlives this command; its pid. A site that is not ready in time is killed.
+
+    Raises:
+        SiteFailed: it did not come up.
+    """
+    process = await start_process(cluster, site.name, tied=False)
+    try:
+        await wait_ready(cluster, site.name, process)
+    except BaseException:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        raise
+    return site_pid(site) or process.pid
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl -c /etc/claudefs-repl/cluster.toml node alpha",
+    )
+)
+@json_option
+@pass_cluster
+def down(cluster: ClusterConfig, as_json: bool) -> None:
+    """Stop every site that runs on this machine, whoever started it.
+
+    Each sends what it has until the drain deadline; one that takes longer is killed, and the exit status is 1.
+    """
+    end(run_async(_down, cluster, as_json))
+
+
+async def _down(cluster: ClusterConfig, as_json: bool) -> int:
+    outcomes: dict[str, str] = {}
+
+    async def stop(site: SiteConfig) -> None:
+        try:
+            outcomes[site.name] = "stopped" if await stop_site(cluster, site) else "killed"
+        except SiteUnreachable:
+            outcomes[site.name] = "not running"
+        if not as_json:
+            click.echo(f"site {site.name}: {outcomes[site.name]}")
+
+    async with trio.open_nursery() as nursery:
+        for site in cluster.sites:
+            if is_local_address(site.address):
+                nursery.start_soon(stop, site)
+    if as_json:
+        echo_json({"sites": dict(sorted(outcomes.items()))})
+    return EXIT_NO if "killed" in outcomes.values() else 0
+
+
+@click.command()
+@click.argument("site", type=SITE_NAME)
+@click.option("--quiet", is_flag=True, help="Write events to the site's log only, not to stdout too.")
+@click.option("--tied", is_flag=True, hidden=True, help="Stop when stdin ends, as it does when the starter is gone.")
+@pass_cluster
+def node(cluster: ClusterConfig, site: str, quiet: bool, tied: bool) -> None:
+    """Run one SITE in the foreground: for systemd, containers, or a machine of its own.
+
+    SIGTERM and SIGINT stop it in order; a second signal at once.
+    """
+    from nodes.site import run_site  # noqa: PLC0415 - every other command starts faster without the actors
+
+    cluster.site(site)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            if tied:
+                nursery.start_soon(_stop_when_stdin_ends)
+            await run_site(cluster, site, echo=None if quiet else sys.stdout)
+            nursery.cancel_scope.cancel()
+
+    run_async(run)
+
+
+async def _stop_when_stdin_ends() -> None:
+    """The starter holds the other end: its end, even by SIGKILL, is the end of this stream."""
+    stream = trio.lowlevel.FdStream(os.dup(0))
+    while await stream.receive_some(1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@click.group(
+    epilog=examples(
+        "claudefs-repl fault kill beta       # as a crash: SIGKILL",
+        "claudefs-repl fault restart beta    # start it again, or stop and start it",
+        "claudefs-repl fault pause gamma; sleep 10; claudefs-repl fault resume gamma",
+    )
+)
+def fault() -> None:
+    """Break a site of this machine on purpose, and bring it back."""
+
+
+@fault.command(
+    epilog=examples(
+        "claudefs-repl rebuild beta && claudefs-repl fault restart beta",
+    )
+)
+@click.argument("site", type=SITE_NAME)
+@pass_cluster
+def kill(cluster: ClusterConfig, site: str) -> None:
+    """End SITE by SIGKILL, as a crash would."""
+    pid = run_async(kill_site, cluster.site(site))
+    click.echo(f"site {site} (pid {pid}) was killed; start it again with: claudefs-repl fault restart {site}")
+
+
+@fault.command()
+@click.argument("site", type=SITE_NAME)
+@pass_cluster
+def pause(cluster: ClusterConfig, site: str) -> None:
+    """Stop SITE's process where it is, without ending it: SIGSTOP."""
+    pid = signal_site(cluster.site(site), signal.SIGSTOP)
+    click.echo(f"site {site} (pid {pid}) is paused; let it go on with: claudefs-repl fault resume {site}")
+
+
+@fault.command()
+@click.argument("site", type=SITE_NAME)
+@pass_cluster
+def resume(cluster: ClusterConfig, site: str) -> None:
+    """Let a paused SITE go on: SIGCONT."""
+    pid = signal_site(cluster.site(site), signal.SIGCONT)
+    click.echo(f"site {site} (pid {pid}) goes on")
+
+
+@fault.command()
+@click.argument("site", type=SITE_NAME)
+@pass_cluster
+def restart(cluster: ClusterConfig, site: str) -> None:
+    """Start SITE; if it runs, stop it in order first. It then runs by itself, until `down` or the end of `up`."""
+    chosen = cluster.site(site)
+    if not is_local_address(chosen.address):
+        raise SiteUnreachable(
+            f"site {site} runs elsewhere; use the command there: "
+            f"ssh {chosen.address} claudefs-repl -c {cluster.path.name} fault restart {site}"
+        )
+    check_keys(cluster, [chosen])
+    click.echo(f"site {site} is ready (pid {run_async(_restart, cluster, chosen)})")
+
+
+async def _restart(cluster: ClusterConfig, site: SiteConfig) -> int:
+    if site_pid(site) is not None:
+        await stop_site(cluster, site)
+    return await _start_detached(cluster, site)
+
+
+@click.command()
+@click.argument("site", type=SITE_NAME)
+@pass_cluster
+def rebuild(cluster: ClusterConfig, site: str) -> None:
+    """Make SITE's view anew from its newest local snapshot and the logs after it. SITE must be down."""
+    from nodes.site import rebuild_site  # noqa: PLC0415 - every other command starts faster without the actors
+
+    chosen = cluster.site(site)
+    pid = site_pid(chosen)
+    if pid is not None:
+        raise ConfigInvalid([f"site {site} runs (pid {pid}); stop it first: claudefs-repl down"])
+    run_async(rebuild_site, cluster, site)
+    click.echo(f"site {site}: the view is rebuilt")
+
+
+@click.command(
+    epilog=examples(
+        "source <(claudefs-repl completion bash)",
+        "claudefs-repl completion fish > ~/.config/fish/completions/claudefs-repl.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, options and sites."""
+    maker = get_completion_class(shell)
+    assert maker is not None
+    program = click.get_current_context().find_root().command
+    click.echo(maker(program, {}, "claudefs-repl", "_CLAUDEFS_REPL_COMPLETE").source())
+
+
+COMMANDS: list[click.Command] = [init, up, down, node, fault, rebuild, completion]

@@ -1,0 +1,326 @@
+"""Commands that look at a cluster: status, verify, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import click
+import trio
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.client import SiteClient, SiteUnreachable, connect_site
+from nodes.commands.common import (
+    EXIT_NO,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    SITE_NAME,
+    echo_json,
+    end,
+    examples,
+    json_option,
+    pass_cluster,
+    path_json,
+    path_text,
+    run_async,
+)
+from nodes.event_reader import LogMerger, merge_logs
+from nodes.events import EVENTS, render_event, site_colours
+from nodes.runtime import SystemClock, events_path, is_local_address, site_pid
+from nodes.supervisor import LOG_HOLD_US, LOG_POLL_S
+
+WATCH_S = 1.0
+VERIFY_POLL_S = 0.25
+STATUS_TIMEOUT_S = 15.0
+"""A site gives each of its peers a few seconds before it answers without them."""
+LOG_LINES = 200
+"""What fits a glance; all of it with -n 0."""
+
+site_option = click.option(
+    "--site",
+    "asked",
+    type=SITE_NAME,
+    help="The local site to ask; it asks its peers.  [default: the first that answers]",
+)
+
+
+@asynccontextmanager
+async def any_site(cluster: ClusterConfig, asked: str | None) -> AsyncIterator[SiteClient]:
+    """A connection to the site named, or to the first local one that answers; those that run are tried first.
+
+    Raises:
+        SiteUnreachable: none does; the message says why for each of them.
+    """
+    names = [asked] if asked else [site.name for site in sorted(cluster.sites, key=_likelihood)]
+    reasons: list[str] = []
+    for name in names:
+        manager = connect_site(cluster, name)
+        try:
+            client = await manager.__aenter__()
+        except SiteUnreachable as error:
+            reasons.append(str(error))
+            continue
+        try:
+            yield client
+        finally:
+            await manager.__aexit__(None, None, None)
+        return
+    raise SiteUnreachable("\n".join(reasons))
+
+
+def _likelihood(site: SiteConfig) -> tuple[bool, bool]:
+    return (site_pid(site) is None, not is_local_address(site.address))
+
+
+async def _ask_status(cluster: ClusterConfig, asked: str | None) -> dict[str, Any]:
+    with trio.move_on_after(STATUS_TIMEOUT_S):
+        async with any_site(cluster, asked) as client:
+            status: dict[str, Any] = await client.call("status", scope="cluster")
+            return status
+    raise SiteUnreachable(f"no status came within {STATUS_TIMEOUT_S:g} s")
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl status",
+        "claudefs-repl status --watch",
+        "claudefs-repl status --json | jq '.sites.alpha.peers.beta.lag_entries'",
+    )
+)
+@click.option("--watch", is_flag=True, help="Show it anew every second until Ctrl-C.")
+@site_option
+@json_option
+@pass_cluster
+def status(cluster: ClusterConfig, watch: bool, asked: str | None, as_json: bool) -> None:
+    """Show each site and each link: modes, lag in entries, bytes and seconds, and why lag is not falling.
+
+    Lag is what a peer does not yet have on its disk. One local site is asked, which asks its peers. Exit status 3 if some
+    site could not be asked.
+    """
+    if not watch:
+        answer = run_async(_ask_status, cluster, asked)
+        if as_json:
+            echo_json(answer)
+        else:
+            Console().print(render_status(answer))
+        end(_status_code(answer))
+        return
+    try:
+        run_async(_watch_status, cluster, asked, as_json)
+    except KeyboardInterrupt:
+        return
+
+
+def _status_code(answer: Mapping[str, Any]) -> int:
+    return EXIT_UNREACHABLE if any("unreachable" in site for site in answer["sites"].values()) else EXIT_OK
+
+
+async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool) -> None:
+    """Go on while no site answers: that is what one watches for."""
+    console = Console()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
+        while True:
+            try:
+                answer = await _ask_status(cluster, asked)
+            except SiteUnreachable as error:
+                answer = {"asked": None, "sites": {}, "error": str(error)}
+            if as_json:
+                echo_json(answer)
+            elif console.is_terminal:
+                live.update(render_status(answer), refresh=True)
+            else:
+                console.print(render_status(answer))
+            await trio.sleep(WATCH_S)
+
+
+def render_status(answer: Mapping[str, Any]) -> Group:
+    """A status as two tables: sites, and links from each site to its peers."""
+    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "files", "dead letters", "")
+    links = _table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "peer's mode", "reason")
+    for name, site in answer["sites"].items():
+        if "unreachable" in site:
+            sites.add_row(
+                name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 4, Text(site["unreachable"], "red")
+            )
+            continue
+        tree = site["tree"]
+        sites.add_row(
+            *(name, str(site["site_id"]), str(site["pid"]), _mode(site["mode"])),
+            *(f"{site['journal']['entries']:,}", f"{site['unapplied_entries']:,}"),
+            *(f"{tree.get('files', 0):,}", f"{tree.get('dead_letters', 0):,}"),
+            Text("; ".join(map(str, site["refusing_writes"])), "yellow"),
+        )
+        for peer_name, peer in site["peers"].items():
+            links.add_row(
+                *(
+                    f"{name} -> {peer_name}",
+                    Text(peer["conduit"], "green" if peer["conduit"] == "connected" else "red"),
+                ),
+                *(f"{peer['lag_entries']:,}", f"{peer['lag_bytes']:,}", _seconds(peer["lag_s"])),
+                *(f"{peer['entries_per_s']:,.0f}", _mode(peer["mode"]), Text(peer["reason"] or "")),
+            )
+    problem = [Text(str(answer["error"]), "red")] if "error" in answer else []
+    return Group(*problem, sites, Text(""), links)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = column in ("id", "pid", "entries", "unapplied", "files", "dead letters", "entries/s")
+        table.add_column(column, justify="right" if numeric or column.startswith("lag") else "left")
+    return table
+
+
+def _mode(mode: str) -> Text:
+    return Text(mode, "green" if mode == "ActiveReadWrite" else "yellow")
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.1f}"
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl verify",
+        "claudefs-repl verify --wait 60 && echo all equal",
+    )
+)
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0, help="Wait so many SECONDS for convergence.")
+@site_option
+@json_option
+@pass_cluster
+def verify(cluster: ClusterConfig, wait_s: float, asked: str | None, as_json: bool) -> None:
+    """Compare the trees of all sites: converged means equal trees at equal cursors, and no dead letter.
+
+    The digest is over names, types, attributes, links and content. On a difference the first differing path is named.
+    Exit status 0 if converged, 1 if not, 3 if a site could not be asked.
+    """
+    verdict = run_async(_verify, cluster, asked, wait_s)
+    difference = verdict.get("first_difference")
+    if as_json:
+        if difference:
+            difference = {**path_json(difference["path"]), "sites": difference["sites"]}
+        echo_json({**verdict, "first_difference": difference})
+    else:
+        for line in _verdict_lines(verdict):
+            click.echo(line)
+    if not verdict["converged"]:
+        end(EXIT_UNREACHABLE if any("unreachable" in site for site in verdict["sites"].values()) else EXIT_NO)
+
+
+def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, site in verdict["sites"].items():
+        entries = sum(map(sum, site["cursors"].values())) if "cursors" in site else 0
+        lines.append(
+            f"{name}: {site['unreachable']}"
+            if "unreachable" in site
+            else f"{name}: {site['digest']} ({entries:,} entries)"
+        )
+    if verdict["converged"]:
+        return [*lines, "converged"]
+    lines.append(f"not converged: {verdict['reason']}")
+    difference = verdict.get("first_difference")
+    if difference:
+        one, other = difference["sites"]
+        lines.append(f"the first difference is {path_text(difference['path'])}, between {one} and {other}")
+    return lines
+
+
+async def _verify(cluster: ClusterConfig, asked: str | None, wait_s: float) -> dict[str, Any]:
+    """The verdict, as soon as it is yes or the time is over. A digest reads whole trees, so cursors are compared first."""
+    deadline = trio.current_time() + wait_s
+    while True:
+        try:
+            is_last = trio.current_time() >= deadline
+            if is_last or _cursors_meet(await _ask_status(cluster, asked)):
+                async with any_site(cluster, asked) as client:
+                    verdict: dict[str, Any] = await client.call("digest", scope="cluster")
+                if verdict["converged"] or is_last:
+                    return verdict
+        except SiteUnreachable:
+            if trio.current_time() >= deadline:
+                raise
+        await trio.sleep(VERIFY_POLL_S)
+
+
+def _cursors_meet(answer: Mapping[str, Any]) -> bool:
+    """Whether every site has applied the same, and all that it received. Absent cursors and zeros are the same."""
+    sites = list(answer["sites"].values())
+    if any("unreachable" in site for site in sites):
+        return False
+    vectors = [
+        {journal: tuple(seqs) for journal, seqs in site[kind].items() if any(seqs)}
+        for site in sites
+        for kind in ("applied", "received")
+    ]
+    return all(vector == vectors[0] for vector in vectors)
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl logs -f",
+        "claudefs-repl logs --site beta --event conduit_closed --event conduit_connected",
+        "claudefs-repl logs --json -n 0 | jq 'select(.level == \"error\")'",
+    )
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with new events until Ctrl-C.")
+@click.option("--site", "only", type=SITE_NAME, multiple=True, help="Only this site's; may be given again.")
+@click.option(
+    "--event", "names", type=click.Choice(sorted(EVENTS)), multiple=True, help="Only this kind.", metavar="EVENT"
+)
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=LOG_LINES,
+    show_default=True,
+    help="The last so many events; 0 for all there are.",
+)
+@json_option
+@pass_cluster
+def logs(
+    cluster: ClusterConfig, follow: bool, only: Sequence[str], names: Sequence[str], lines: int, as_json: bool
+) -> None:
+    """Show the events of this machine's sites, merged in the order of time."""
+    paths = [events_path(site) for site in [cluster.site(name) for name in only] or cluster.sites]
+    if not follow and not any(path.exists() for path in paths):
+        click.echo("claudefs-repl: no site has logged anything on this machine yet", err=True)
+        end(EXIT_NO)
+    colours = site_colours(site.name for site in cluster.sites) if sys.stdout.isatty() else {}
+
+    def is_wanted(event: Mapping[str, Any]) -> bool:
+        return not names or event.get("event") in names
+
+    def show(events: Iterable[Mapping[str, Any]]) -> None:
+        for event in filter(is_wanted, events):
+            click.echo(json.dumps(event) if as_json else render_event(event, colours))
+
+    merger = LogMerger(paths, from_start=False)
+    try:
+        history = filter(is_wanted, merge_logs(paths, merger.offsets))
+        show(deque(history, maxlen=lines) if lines else history)
+        if follow:
+            run_async(_follow, merger, show)
+    except KeyboardInterrupt:
+        return
+    finally:
+        merger.close()
+
+
+async def _follow(merger: LogMerger, show: Callable[[Iterable[Mapping[str, Any]]], None]) -> None:
+    clock = SystemClock()
+    while True:
+        show(merger.poll(clock.now_us() - LOG_HOLD_US))
+        await trio.sleep(LOG_POLL_S)
+
+
+COMMANDS: list[click.Command] = [status, verify, logs]
