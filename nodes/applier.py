@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.error import DiskFull
@@ -41,7 +41,7 @@ class Applier:
         store: SqliteStore,
         share: float,
         gate: WriteGate,
-        logger: BoundLogger,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._journals = journals
         self._store = store

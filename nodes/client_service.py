@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import CallerError, NotWritable, OperationRefused, ProtocolViolation, ReplError
 from claudefs_repl.journal import Inode
@@ -65,7 +65,7 @@ class ClientService:
         writes: trio.MemorySendChannel[WriteRequest],
         gate: WriteGate,
         extra: Mapping[str, Handler],
-        logger: BoundLogger,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._store = store
         self._writes = writes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
@@ -56,7 +56,7 @@ class Receiving:
     gate: WriteGate
     mode: Callable[[], str]
     wall_clock: WallClock
-    logger: BoundLogger
+    logger: FilteringBoundLogger
     stats: ReceiverStats = field(default_factory=ReceiverStats)
     scopes: dict[SiteId, trio.CancelScope] = field(default_factory=dict)
     locks: dict[SiteId, trio.Lock] = field(default_factory=dict)

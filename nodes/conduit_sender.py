@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
@@ -42,7 +42,7 @@ async def run_conduit_sender(
     gate: WriteGate,
     wall_clock: WallClock,
     rng: random.Random,
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
 ) -> None:
     """Keep one conduit to a peer, for ever: connect, send, and after a failure pause with jitter and connect again."""
     pause_s = config.reconnect_min_s
@@ -85,7 +85,7 @@ async def run_conduit_sender(
         pause_s = min(config.reconnect_max_s, pause_s * 2)
 
 
-def _log_down(record: PeerRecord, state: ConduitState, detail: str, logger: BoundLogger) -> None:
+def _log_down(record: PeerRecord, state: ConduitState, detail: str, logger: FilteringBoundLogger) -> None:
     # The same refusal every few seconds is one event, not a flood.
     if (record.conduit_state, record.conduit_detail) != (state, detail) and record.conduit_detail != detail:
         name = "conduit_refused" if state is ConduitState.REFUSED else "conduit_closed"
@@ -100,7 +100,7 @@ async def _run_session(
     log: EntryLog,
     config: ReplicationConfig,
     wall_clock: WallClock,
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
 ) -> None:
     with trio.fail_after(config.idle_timeout_s):
         welcome = await link.receive()

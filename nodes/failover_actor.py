@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import SiteUnknown
 from claudefs_repl.failover import FailoverEvent, FailoverManager, SiteDemoted, SiteMode, SitePromoted, SiteRecovered
@@ -22,7 +22,7 @@ async def run_failover_actor(
     names: Mapping[SiteId, str],
     gate: WriteGate,
     wall_clock: WallClock,
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
     on_mode: Callable[[SiteId, SiteMode], None],
 ) -> None:
     """Take reports, on the peers and on this site itself, until their channel is closed."""
@@ -46,7 +46,7 @@ def _log(
     report: HealthReport,
     local: SiteId,
     names: Mapping[SiteId, str],
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
 ) -> None:
     match event:
         case SitePromoted(site_id, mode):
@@ -73,7 +73,7 @@ async def run_own_health(
     startup_wait_s: float,
     peers_reached: Callable[[], bool],
     reports: trio.MemorySendChannel[HealthReport],
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
 ) -> None:
     """Report on this site itself, once it has caught up with what its peers told at connection.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import Cursors, join
 from claudefs_repl.error import DiskFull
@@ -65,7 +65,7 @@ class Housekeeper:
         peers: Mapping[SiteId, PeerRecord],
         gate: WriteGate,
         snapshot: Snapshot | None,
-        logger: BoundLogger,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._storage = storage
         self._root = root

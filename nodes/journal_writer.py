@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import DiskFull, NotWritable, ReplError
@@ -54,7 +54,7 @@ async def run_journal_writer(
     clock: HybridClock,
     wall_clock: WallClock,
     gate: WriteGate,
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
 ) -> None:
     """Serve groups of requests until their channel is closed.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.journal import SiteId
@@ -28,7 +28,7 @@ async def run_listener(
     config: ReplicationConfig,
     peers: Mapping[SiteId, PeerRecord],
     servers: Mapping[Role, Server],
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept connections for ever; each is served by the server of its role in a task of its own."""

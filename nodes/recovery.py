@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import CallerError, WalCorrupted, WorldError
@@ -49,7 +49,7 @@ async def recover(
     storage: Storage,
     entropy: Entropy,
     gate: WriteGate,
-    logger: BoundLogger,
+    logger: FilteringBoundLogger,
     rebuild: bool = False,
 ) -> Recovered:
     """Read, check and sync everything on disk; fold into the view what its own journal has and the view has not.
@@ -189,7 +189,7 @@ def _check_not_ahead(site: SiteConfig, store: SqliteStore, journals: Journals) -
             )
 
 
-def _log_recovery(journal: JournalId, report: object, logger: BoundLogger) -> None:
+def _log_recovery(journal: JournalId, report: object, logger: FilteringBoundLogger) -> None:
     fields = {name: getattr(report, name) for name in ("entries", "bytes", "segments", "torn_bytes")}
     logger.info("journal_recovered", journal=str(journal), **fields)
     if fields["torn_bytes"]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 import trio
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import covers
 from claudefs_repl.clock import HybridClock
@@ -100,7 +100,7 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
         storage.close()
 
 
-def _log_failure(error: BaseException, logger: BoundLogger) -> None:
+def _log_failure(error: BaseException, logger: FilteringBoundLogger) -> None:
     leaf = error
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
@@ -136,7 +136,7 @@ class _Site:
         wall_clock: WallClock,
         entropy: Entropy,
         rng: random.Random,
-        logger: BoundLogger,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._cluster = cluster
         self._site = site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from structlog.stdlib import BoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import DiskFull, NotWritable
 from claudefs_repl.failover import SiteMode
@@ -28,7 +28,7 @@ class WriteGate:
         self._reasons[name] = reason
         return is_new
 
-    def close_for_disk(self, full: DiskFull, logger: BoundLogger) -> None:
+    def close_for_disk(self, full: DiskFull, logger: FilteringBoundLogger) -> None:
         """Refuse writes because the disk is full; the housekeeper opens the gate once there is room."""
         if self.close(DISK_FULL, f"its disk is full ({full}); free some space, it goes on by itself"):
             logger.error("disk_full", detail=str(full))
