@@ -100,7 +100,7 @@ def decode_cursors(encoded: bytes | memoryview) -> dict[JournalId, tuple[int, ..
         origin, incarnation = _JOURNAL.unpack_from(encoded, at)
         seqs = struct.unpack_from(f"<{shards}Q", encoded, at + _JOURNAL.size)
         journal = JournalId(SiteId(origin), Incarnation(incarnation))
-        if journal <= last or origin > SITE_ID_MAX:
+        if journal <= last or not 1 <= origin <= SITE_ID_MAX:
             raise ValueError(f"journal {journal} is out of order or range")
         if not 0 < max(seqs, default=0) <= SEQ_MAX:
             raise ValueError(f"journal {journal} has no cursor above 0, or one beyond {SEQ_MAX}")
