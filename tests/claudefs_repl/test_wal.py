@@ -1,4 +1,4 @@
-"""The write-ahead log's format: golden bytes, cuts and flips at every byte, and the scan against a brute-force model."""
+"""The log's format: golden bytes, cuts and flips at every byte, and the scan against a brute-force model."""
 
 from __future__ import annotations
 
