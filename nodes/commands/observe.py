@@ -41,6 +41,7 @@ WATCH_S = 1.0
 VERIFY_POLL_S = 0.25
 STATUS_TIMEOUT_S = 15.0
 """A site gives each of its peers a few seconds before it answers without them."""
+PIPE_COLUMNS = 160
 LOG_LINES = 200
 """What fits a glance; all of it with -n 0."""
 
@@ -110,7 +111,7 @@ def status(cluster: ClusterConfig, watch: bool, asked: str | None, as_json: bool
         if as_json:
             echo_json(answer)
         else:
-            Console().print(render_status(answer))
+            _console().print(render_status(answer))
         end(_status_code(answer))
         return
     try:
@@ -125,7 +126,7 @@ def _status_code(answer: Mapping[str, Any]) -> int:
 
 async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool) -> None:
     """Go on while no site answers: that is what one watches for."""
-    console = Console()
+    console = _console()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
         while True:
             try:
@@ -142,14 +143,14 @@ async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool
 
 
 def render_status(answer: Mapping[str, Any]) -> Group:
-    """A status as two tables: sites, and links from each site to its peers."""
-    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "files", "dead letters", "")
-    links = _table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "peer's mode", "reason")
+    """A status as two tables, sites and links from each site to its peers, and what could not be learnt."""
+    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "files", "dead letters", "refuses writes")
+    links = _table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
+    problems = [str(answer["error"])] if "error" in answer else []
     for name, site in answer["sites"].items():
         if "unreachable" in site:
-            sites.add_row(
-                name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 4, Text(site["unreachable"], "red")
-            )
+            sites.add_row(name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 4)
+            problems.append(site["unreachable"])
             continue
         tree = site["tree"]
         sites.add_row(
@@ -159,24 +160,36 @@ def render_status(answer: Mapping[str, Any]) -> Group:
             Text("; ".join(map(str, site["refusing_writes"])), "yellow"),
         )
         for peer_name, peer in site["peers"].items():
+            told = answer["sites"].get(peer_name, {}).get("mode")
+            seen = [] if peer["mode"] == told else [f"seen from here as {peer['mode']}"]
             links.add_row(
                 *(
                     f"{name} -> {peer_name}",
                     Text(peer["conduit"], "green" if peer["conduit"] == "connected" else "red"),
                 ),
                 *(f"{peer['lag_entries']:,}", f"{peer['lag_bytes']:,}", _seconds(peer["lag_s"])),
-                *(f"{peer['entries_per_s']:,.0f}", _mode(peer["mode"]), Text(peer["reason"] or "")),
+                *(f"{peer['entries_per_s']:,.0f}", Text("; ".join([*filter(None, [peer["reason"]]), *seen]))),
             )
-    problem = [Text(str(answer["error"]), "red")] if "error" in answer else []
-    return Group(*problem, sites, Text(""), links)
+    return Group(sites, Text(""), links, *(Text(problem, "red") for problem in problems))
 
 
 def _table(*columns: str) -> Table:
+    """A table whose last column alone may wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         numeric = column in ("id", "pid", "entries", "unapplied", "files", "dead letters", "entries/s")
-        table.add_column(column, justify="right" if numeric or column.startswith("lag") else "left")
+        table.add_column(
+            column,
+            justify="right" if numeric or column.startswith("lag") else "left",
+            no_wrap=column != columns[-1],
+            overflow="fold",
+        )
     return table
+
+
+def _console() -> Console:
+    """Where tables go. A pipe has no width to fit into."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
 
 
 def _mode(mode: str) -> Text:
