@@ -108,6 +108,7 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
     session_of = _Session(link, record, receiving, log)
     try:
         await session_of.welcome()
+        receiving.logger.info("conduit_connected", peer=record.site.name, direction="in")
         with one_link_error():
             async with trio.open_nursery() as nursery:
                 sender, receiver = trio.open_memory_channel[_Item](QUEUE_MAX)
@@ -116,7 +117,7 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
                 nursery.cancel_scope.cancel()
     except ProtocolViolation as violation:
         receiving.stats.rejected += 1
-        receiving.logger.warning("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
+        receiving.logger.error("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
     except LINK_ERRORS as error:
         receiving.logger.info("conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error))
 
@@ -182,8 +183,8 @@ class _Session:
             self._receiving.logger.info(
                 "duplicate_dropped",
                 peer=self._record.site.name,
+                journal=str(self._log.journal),
                 shard=batch.block.shard,
-                first_seq=batch.first_seq,
                 last_seq=batch.last_seq,
             )
         return _Taken(batch.batch_seq, block)
@@ -208,14 +209,20 @@ class _Session:
         self._receiving.logger.warning(
             "gap_refused",
             peer=self._record.site.name,
+            journal=str(self._log.journal),
             shard=batch.block.shard,
             wanted_seq=wanted_seq,
-            first_seq=batch.first_seq,
+            got_seq=batch.first_seq,
         )
         return self._nack(batch, "gap", wanted_seq, f"seq {wanted_seq} is wanted, {batch.first_seq} came")
 
     def _refuse_drift(self, batch: Batch, beyond_us: int) -> _Refused:
-        self._receiving.logger.error("clock_drift_refused", peer=self._record.site.name, beyond_limit_us=beyond_us)
+        self._receiving.logger.error(
+            "clock_drift_refused",
+            peer=self._record.site.name,
+            journal=str(self._log.journal),
+            beyond_limit_s=round(beyond_us / 1e6, 3),
+        )
         wanted_seq = self._progress.wanted[batch.block.shard]
         return self._nack(
             batch,

@@ -46,34 +46,36 @@ async def run_conduit_sender(
 ) -> None:
     """Keep one conduit to a peer, for ever: connect, send, and after a failure pause with jitter and connect again."""
     pause_s = config.reconnect_min_s
+    outage = _Outage(record, logger)
     while True:
         record.conduit_state = ConduitState.CONNECTING
         retry_s = 0.0
         try:
             link = await dialing.dial(record.site, Role.CONDUIT)
+        except PeerRefused as refusal:
+            outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
+            retry_s = refusal.wait_ms / 1000
+        except LINK_ERRORS as error:
+            outage.note(ConduitState.BACKOFF, "conduit_unreachable", describe_failure(error))
+        else:
             pause_s = config.reconnect_min_s
             try:
-                await _run_session(link, record, log, config, wall_clock, logger)
+                await _run_session(link, record, log, config, wall_clock, outage)
+            except GapInLog as gap:
+                record.cut_off = True
+                outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", str(gap))
+                retry_s = config.reconnect_max_s
+            except _PeerAhead as ahead:
+                record.ahead = True
+                outage.note(ConduitState.REFUSED, "peer_ahead_of_origin", str(ahead))
+                gate.close(PEER_AHEAD, f"{ahead}; put back the newest copy of its data directory")
+                retry_s = config.reconnect_max_s
+            except LINK_ERRORS as error:
+                outage.note(ConduitState.BACKOFF, "conduit_closed", describe_failure(error), direction="out")
             finally:
                 record.connected_at_s = None
                 record.progress = None
                 await link.aclose()
-        except PeerRefused as refusal:
-            _log_down(record, ConduitState.REFUSED, str(refusal), logger)
-            retry_s = refusal.wait_ms / 1000
-        except GapInLog as gap:
-            record.cut_off = True
-            _log_down(record, ConduitState.NEEDS_BOOTSTRAP, str(gap), logger)
-            retry_s = config.reconnect_max_s
-        except _PeerAhead as ahead:
-            record.ahead = True
-            _log_down(record, ConduitState.REFUSED, str(ahead), logger)
-            reason = f"{ahead}; restore the journal from its newest copy, or give this site an empty data directory"
-            if gate.close(PEER_AHEAD, reason):
-                logger.error("peer_ahead_of_origin", peer=record.site.name, detail=str(ahead))
-            retry_s = config.reconnect_max_s
-        except LINK_ERRORS as error:
-            _log_down(record, ConduitState.BACKOFF, describe_failure(error), logger)
         retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
         record.retry_at_s = trio.current_time() + retry_s
         with trio.move_on_after(retry_s):
@@ -85,13 +87,28 @@ async def run_conduit_sender(
         pause_s = min(config.reconnect_max_s, pause_s * 2)
 
 
-def _log_down(record: PeerRecord, state: ConduitState, detail: str, logger: FilteringBoundLogger) -> None:
-    # The same refusal every few seconds is one event, not a flood.
-    if (record.conduit_state, record.conduit_detail) != (state, detail) and record.conduit_detail != detail:
-        name = "conduit_refused" if state is ConduitState.REFUSED else "conduit_closed"
-        logger.warning(name, peer=record.site.name, detail=detail)
-    record.conduit_state = state
-    record.conduit_detail = detail
+class _Outage:
+    """What the log was told since the conduit was last up: the same failure every few seconds is one line, not a flood."""
+
+    def __init__(self, record: PeerRecord, logger: FilteringBoundLogger) -> None:
+        self._record = record
+        self._logger = logger
+        self._told: set[str] = set()
+
+    def note(self, state: ConduitState, event: str, detail: str, **fields: object) -> None:
+        """The conduit is down, or stays so, and why."""
+        self._record.conduit_state = state
+        self._record.conduit_detail = detail
+        if event not in self._told:
+            self._told.add(event)
+            self._logger.warning(event, peer=self._record.site.name, detail=detail, **fields)
+
+    def over(self, lag_entries: int) -> None:
+        """The conduit is up."""
+        self._record.conduit_state = ConduitState.CONNECTED
+        self._record.conduit_detail = ""
+        self._told.clear()
+        self._logger.info("conduit_connected", peer=self._record.site.name, direction="out", lag_entries=lag_entries)
 
 
 async def _run_session(
@@ -100,7 +117,7 @@ async def _run_session(
     log: EntryLog,
     config: ReplicationConfig,
     wall_clock: WallClock,
-    logger: FilteringBoundLogger,
+    outage: _Outage,
 ) -> None:
     with trio.fail_after(config.idle_timeout_s):
         welcome = await link.receive()
@@ -118,8 +135,7 @@ async def _run_session(
     record.progress = progress
     record.pressure_ms = 0
     record.connected_at_s = record.last_ack_at_s = trio.current_time()
-    record.conduit_state, record.conduit_detail = ConduitState.CONNECTED, ""
-    logger.info("conduit_connected", peer=record.site.name, lag_entries=sum(log.tails) - sum(start))
+    outage.over(sum(log.tails) - sum(start))
     sender = _Sender(link, record, log, config, wall_clock, progress)
     try:
         with one_link_error():

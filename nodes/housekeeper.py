@@ -140,7 +140,7 @@ class Housekeeper:
         self.stats.snapshots += 1
         self.stats.snapshot_applied = self._snapshot.applied
         self._logger.info(
-            "snapshot_taken", name=self._snapshot.name, duration_s=round(trio.current_time() - started_s, 3)
+            "snapshot_taken", name=self._snapshot.name, duration_ms=round((trio.current_time() - started_s) * 1000)
         )
 
     async def _trim(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
@@ -66,12 +67,16 @@ def describe_failure(error: BaseException) -> str:
         case trio.TooSlowError():
             return "the peer did not answer in time"
         case trio.BrokenResourceError():
-            return f"connection lost: {error.__cause__ or 'reset'}"
+            cause = error.__cause__
+            return "connection lost" + (
+                f": {os.strerror(cause.errno)}" if isinstance(cause, OSError) and cause.errno else ""
+            )
         case OSError():
             cause = error.__cause__
             if isinstance(cause, BaseExceptionGroup):
                 cause = cause.exceptions[0]
-            return str(cause or error.strerror or error)
+            number = cause.errno if isinstance(cause, OSError) else error.errno
+            return os.strerror(number) if number else str(cause or error)
     return str(error) or type(error).__name__
 
 
