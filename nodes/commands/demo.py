@@ -223,17 +223,21 @@ class _Demo:
         last = ""
         while True:
             statuses = {site.name: await self._status(site.name) for site in self._cluster.sites}
-            parts = []
-            for name, status in statuses.items():
-                for peer, link in status.get("peers", {}).items():
-                    if link["lag_entries"]:
-                        self._result.most_lag_entries = max(self._result.most_lag_entries, link["lag_entries"])
-                        parts.append(f"{name} -> {peer} {link['lag_entries']} entries behind ({link['reason']})")
-            text = "; ".join(parts) if parts else "no lag"
+            text = self._lag_text(statuses)
             if text != last:
                 self._say(f"  {text}")
                 last = text
             await trio.sleep(WATCH_S)
+
+    def _lag_text(self, statuses: dict[str, dict[str, Any]]) -> str:
+        parts = []
+        for name, status in statuses.items():
+            for peer, link in status.get("peers", {}).items():
+                if link["lag_entries"]:
+                    self._result.most_lag_entries = max(self._result.most_lag_entries, link["lag_entries"])
+                    reason = f" ({_in_short(link['reason'])})" if link["reason"] else ""
+                    parts.append(f"{peer} lacks {link['lag_entries']} of {name}{reason}")
+        return f"lag in entries: {', '.join(parts)}" if parts else "no lag"
 
     async def _status(self, name: str) -> dict[str, Any]:
         return await ask_site(self._cluster, name, "status", scope="site") or {}
@@ -303,6 +307,11 @@ def _what_lacks(name: str, status: dict[str, Any]) -> str:
         f"{peer} lacks {link['lag_entries']} of {name}" for peer, link in status["peers"].items() if link["lag_entries"]
     ]
     return ", ".join(lagging)
+
+
+def _in_short(reason: str) -> str:
+    """A reason without its particulars, which `status` shows in full."""
+    return reason.partition(":")[0].partition(" (")[0]
 
 
 def copy_standard_library(target: Path) -> Path:
