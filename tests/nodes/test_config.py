@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.journal import SiteId
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.config import SECTIONS, SETTINGS, load_cluster, local_sites, write_cluster
+
+REPOSITORY = Path(__file__).parents[2]
+GOOD = """
+[cluster]
+id = "test"
+[sites.alpha]
+id = 1
+address = "127.0.0.1"
+port = 7400
+[sites.beta]
+id = 2
+address = "127.0.0.2"
+port = 7400
+data_dir = "elsewhere/b"
+"""
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "cluster.toml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(directory: Path, text: str) -> list[str]:
+    path = write(directory, text)
+    with pytest.raises(ConfigInvalid) as caught:
+        load_cluster(path)
+    for problem in caught.value.problems:
+        assert problem.startswith(f"{path}: ")
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_what_is_left_out_has_the_defaults_of_the_topology(tmp_path: Path) -> None:
+    """A configuration that names only its sites has every default."""
+    cluster = load_cluster(write(tmp_path, GOOD))
+    assert cluster == ClusterConfig(
+        path=tmp_path / "cluster.toml",
+        cluster_id="test",
+        shards=4,
+        keys_dir=tmp_path / "keys",
+        sites=(
+            SiteConfig("alpha", SiteId(1), "127.0.0.1", 7400, tmp_path / "data/alpha"),
+            SiteConfig("beta", SiteId(2), "127.0.0.2", 7400, tmp_path / "elsewhere/b"),
+        ),
+    )
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the program was started changes no path of the configuration."""
+    write(tmp_path, GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load_cluster(Path("cluster.toml")).sites[0].data_dir == tmp_path / "data/alpha"
+
+
+def test_every_setting_can_be_set(tmp_path: Path) -> None:
+    """Each key of each section reaches the topology."""
+    text = GOOD
+    expected = {}
+    for section, settings in SETTINGS.items():
+        defaults = SECTIONS[section]()
+        text += f"[{section}]\n"
+        for setting in settings:
+            default = getattr(defaults, setting.key)
+            value = (not default) if isinstance(default, bool) else type(default)(setting.high)
+            expected[section, setting.key] = value
+            text += f"{setting.key} = {str(value).lower()}\n"
+    cluster = load_cluster(write(tmp_path, text))
+    for (section, key), value in expected.items():
+        assert getattr(getattr(cluster, section), key) == value
+
+
+def test_the_table_of_settings_has_every_field_of_the_topology() -> None:
+    """No field of the topology is out of reach of the file, and every default is within its range."""
+    for section, values_type in SECTIONS.items():
+        assert [setting.key for setting in SETTINGS[section]] == list(values_type.__dataclass_fields__)
+        for setting in SETTINGS[section]:
+            assert setting.low <= getattr(values_type(), setting.key) <= setting.high
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    """One run names every wrong key, each with what is expected."""
+    problems = problems_of(
+        tmp_path,
+        """
+        [cluster]
+        id = 3
+        colour = "blue"
+        [sites.alpha]
+        id = true
+        address = "127.0.0.1"
+        port = 70000
+        [sites.beta]
+        address = "127.0.0.2"
+        port = "7400"
+        [sites."a/b"]
+        id = 3
+        [journal]
+        segment_bytes = nan
+        [replication]
+        applier_share = 2.0
+        [weather]
+        """,
+    )
+    keys = [problem.split(": ")[0] for problem in problems]
+    assert keys == [
+        "cluster.id",
+        "cluster.colour",
+        "sites.alpha.id",
+        "sites.alpha.port",
+        "sites.beta.id",
+        "sites.beta.port",
+        "sites.a/b",
+        "journal.segment_bytes",
+        "replication.applier_share",
+        "weather",
+    ]
+    assert "unknown key" in problems[1]
+    assert problems[3] == "sites.alpha.port: expected a whole number from 1 to 65535, got 70000"
+    assert problems[4].startswith("sites.beta.id: missing")
+    assert "unknown section" in problems[9]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (("id = 2", "id = 1"), "id"),
+        (('address = "127.0.0.2"', 'address = "127.0.0.1"'), "address and port"),
+        (("elsewhere/b", "data/x/../alpha"), "data_dir"),
+        (("[sites.beta]", "[sites.ALPHA]"), "name"),
+    ],
+)
+def test_two_sites_cannot_share_what_is_a_sites_own(tmp_path: Path, change: tuple[str, str], key: str) -> None:
+    """Ids, names, places on the network and data directories are unique."""
+    (problem,) = problems_of(tmp_path, GOOD.replace(*change))
+    assert key in problem
+    assert "sites.alpha" in problem
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("[journal]\nsegment_bytes = 16777216\nretention_max_bytes = 16777216", "journal.retention_max_bytes"),
+        ("[replication]\nwindow_bytes = 4096", "replication.window_bytes"),
+        ("[replication]\nreconnect_min_s = 9.0", "replication.reconnect_max_s"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, section: str, key: str) -> None:
+    """Two values, each in its range, may still not go together."""
+    (problem,) = problems_of(tmp_path, GOOD + section)
+    assert problem.startswith(f"{key}: ")
+
+
+def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
+    """Text that is not TOML is refused with the line at which it goes wrong."""
+    (problem,) = problems_of(tmp_path, "[cluster]\nid = = 3\n")
+    assert "line 2" in problem
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[cluster", b"", b"sites = 3", b"[sites]\n[sites.a]\n[[sites.b]]"])
+def test_whatever_the_file_has_the_error_is_one_for_the_user(tmp_path: Path, content: bytes) -> None:
+    """No content of the file makes anything but ConfigInvalid."""
+    path = tmp_path / "cluster.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigInvalid):
+        load_cluster(path)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    """Without a configuration the remedy is named."""
+    with pytest.raises(ConfigInvalid, match="claudefs-repl init"):
+        load_cluster(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_what_init_writes_is_valid(tmp_path: Path, count: int) -> None:
+    """A written cluster loads, and each site has a loopback address and a port of its own."""
+    path = write_cluster(tmp_path / "new", count, 9000, settings={"startup": {"startup_wait_s": 0.5}})
+    cluster = load_cluster(path)
+    assert [(site.address, site.port) for site in cluster.sites] == [
+        (f"127.0.0.{i + 1}", 9000 + i) for i in range(count)
+    ]
+    assert cluster.failover.check_interval_ms == 1000
+    assert cluster.startup.startup_wait_s == 0.5
+    for settings in SETTINGS.values():
+        for setting in settings:
+            assert setting.key in path.read_text()
+
+
+def test_the_cluster_at_the_top_is_the_one_that_init_writes(tmp_path: Path) -> None:
+    """`cluster.toml` of this repository is up to date with the settings and their comments."""
+    written = write_cluster(tmp_path, 3, 7400, cluster_id="local")
+    assert (REPOSITORY / "cluster.toml").read_text() == written.read_text()
+
+
+def test_a_cluster_is_never_overwritten(tmp_path: Path) -> None:
+    """Where a configuration is, none is written."""
+    path = write_cluster(tmp_path)
+    before = path.read_text()
+    with pytest.raises(ConfigInvalid, match="already"):
+        write_cluster(tmp_path, 5)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(("count", "base_port"), [(0, 7400), (201, 7400), (3, 0), (3, 65534)])
+def test_a_local_cluster_fits_its_addresses_and_ports(count: int, base_port: int) -> None:
+    """Too many sites, or ports beyond the last one, are refused."""
+    with pytest.raises(ConfigInvalid):
+        local_sites(count, base_port)
