@@ -23,7 +23,6 @@ class InFlight:
     shard: int
     last_seq: int
     body_bytes: int
-    first_timestamp_us: int
 
 
 class SendProgress:
@@ -53,11 +52,6 @@ class SendProgress:
         """Body bytes sent and not acknowledged."""
         return self._bytes
 
-    @property
-    def oldest_timestamp_us(self) -> int | None:
-        """The stamp of the first entry of the oldest batch in flight, None if none is."""
-        return self._in_flight[0].first_timestamp_us if self._in_flight else None
-
     def has_room(self) -> bool:
         """Whether another batch may be sent; a single batch larger than the window passes when nothing is in flight."""
         return len(self._in_flight) < self._window_batches and (self._bytes < self._window_bytes or not self._in_flight)
@@ -68,9 +62,7 @@ class SendProgress:
         self._batch_seq += 1
         self.sent = _with(self.sent, block.shard, block.last_seq)
         self._bytes += len(block.body)
-        self._in_flight.append(
-            InFlight(self._batch_seq, block.shard, block.last_seq, len(block.body), block.timestamps[0])
-        )
+        self._in_flight.append(InFlight(self._batch_seq, block.shard, block.last_seq, len(block.body)))
         return self._batch_seq
 
     def ack(self, received: tuple[int, ...]) -> int:

@@ -138,7 +138,7 @@ async def _run_session(
     outage.over(sum(log.tails) - sum(start))
     sender = _Sender(link, record, log, config, wall_clock, progress)
     try:
-        with one_link_error():
+        with one_link_error(GapInLog):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sender.keep_alive)
                 nursery.start_soon(sender.send_batches, reader)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.checkpoint import Cursors, join
+from claudefs_repl.checkpoint import Cursors, cursor_of, join
 from claudefs_repl.error import DiskFull
-from claudefs_repl.fanout import retention
+from claudefs_repl.fanout import retention_floor
 from claudefs_repl.health import LagSample
 from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.topology import JournalConfig
+from nodes.entry_log import EntryLog
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.seams import Storage
@@ -70,6 +71,7 @@ class Housekeeper:
         self._storage = storage
         self._root = root
         self._config = config
+        self._limit = config.retention_max_bytes
         self._shard_count = shard_count
         self._journals = journals
         self._store = store
@@ -148,27 +150,33 @@ class Housekeeper:
             return
         told = {site_id: record.received for site_id, record in self._peers.items()}
         for log in self._journals.all():
-            cut_off = [site_id for site_id, record in self._peers.items() if record.cut_off]
-            decision = retention(
+            beyond = [site_id for site_id, cursors in told.items() if self._bytes_behind(log, cursors) > self._limit]
+            if log is self._journals.own:
+                self._cut_off(beyond, log)
+            floor = retention_floor(
                 journal=log.journal,
                 shard_count=self._shard_count,
                 snapshot=self._snapshot.applied,
                 peers=told,
-                cut_off=cut_off,
+                cut_off=beyond,
             )
-            if decision.holders and log.bytes_on_disk > self._config.retention_max_bytes:
-                for site_id in decision.holders:
-                    self._cut_off(self._peers[site_id], log.bytes_on_disk)
-                continue
-            if freed := await log.trim(decision.floor):
+            if freed := await log.trim(floor):
                 self.stats.trimmed_bytes += freed
-                self._logger.info("log_trimmed", journal=str(log.journal), bytes=freed, floor=list(decision.floor))
+                self._logger.info("log_trimmed", journal=str(log.journal), bytes=freed, floor=list(floor))
 
-    def _cut_off(self, record: PeerRecord, log_bytes: int) -> None:
-        record.cut_off = True
-        self._logger.error(
-            "peer_cut_off", peer=record.site.name, log_bytes=log_bytes, limit_bytes=self._config.retention_max_bytes
-        )
+    def _bytes_behind(self, log: EntryLog, cursors: Cursors) -> int:
+        """How many bytes of a log are kept for a peer with these cursors."""
+        return log.position - log.position_of(cursor_of(cursors, log.journal, self._shard_count))
+
+    def _cut_off(self, beyond: Sequence[SiteId], own: EntryLog) -> None:
+        """Tell, once, that the own log keeps nothing more for a peer: what it lacks is never skipped, it must bootstrap."""
+        for site_id in beyond:
+            record = self._peers[site_id]
+            if not record.cut_off:
+                record.cut_off = True
+                self._logger.error(
+                    "peer_cut_off", peer=record.site.name, log_bytes=own.bytes_on_disk, limit_bytes=self._limit
+                )
 
     async def _make_reserve(self) -> None:
         if RESERVE_FILE in await self._storage.names("."):

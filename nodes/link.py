@@ -41,8 +41,8 @@ LINK_ERRORS = (ProtocolViolation, LinkClosed, trio.TooSlowError, *NETWORK_ERRORS
 
 
 @contextmanager
-def one_link_error() -> Iterator[None]:
-    """Turn a nursery's group of link errors into the first of them.
+def one_link_error(*others: type[Exception]) -> Iterator[None]:
+    """Turn a nursery's group of link errors, and `others` that are expected, into the first of them.
 
     When anything else is in the group, a cancellation or an error of ours, that is raised and the link errors, its
     consequences, are dropped.
@@ -50,7 +50,8 @@ def one_link_error() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        expected, rest = group.split(LINK_ERRORS)
+        types: tuple[type[Exception], ...] = (*LINK_ERRORS, *others)
+        expected, rest = group.split(types)
         if rest is not None:
             raise rest from None
         leaf: BaseException = expected if expected is not None else group

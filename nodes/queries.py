@@ -31,13 +31,13 @@ async def ask_peer(dialing: Dialing, peer: SiteConfig, method: str, args: dict[s
         PeerUnreachable: no connection, no answer in time, or the answer was an error.
     """
     try:
-        link = await dialing.dial(peer, Role.QUERY)
-        try:
-            with trio.fail_after(timeout_s):
+        with trio.fail_after(timeout_s):
+            link = await dialing.dial(peer, Role.QUERY)
+            try:
                 await link.send(Query(1, method, msgpack.packb(args)))
                 reply = await link.receive()
-        finally:
-            await link.aclose()
+            finally:
+                await link.aclose()
     except (PeerRefused, *LINK_ERRORS) as error:
         detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
         raise PeerUnreachable(f"site {peer.name} cannot be asked: {detail}") from error

@@ -159,6 +159,7 @@ class SiteStatus:
         now_s = trio.current_time()
         acked = record.acked or (0,) * own.shard_count
         lag_entries = distance(own.tails, acked)
+        lag_bytes, lag_s = await self._lag(own, acked)
         rate = record.lag.ack_rate()
         facts = LinkFacts(
             state=record.conduit_state,
@@ -178,8 +179,8 @@ class SiteStatus:
             "inbound": "connected" if record.inbound_connected else "none",
             "mode": self._stricter_mode(record),
             "lag_entries": lag_entries,
-            "lag_bytes": own.position - own.position_of(acked) if lag_entries else 0,
-            "lag_s": await self._lag_s(own, record, acked) if lag_entries else 0.0,
+            "lag_bytes": lag_bytes,
+            "lag_s": lag_s,
             "unapplied_entries": distance(acked, applied),
             "entries_per_s": round(rate, 1),
             "catch_up_s": round(lag_entries / rate, 1) if lag_entries and rate > 0 else None,
@@ -193,22 +194,21 @@ class SiteStatus:
         told = next((mode for mode in SiteMode if mode.value == record.mode_told), None)
         return (opinion if told is None or opinion.rank <= told.rank else told).value
 
-    async def _lag_s(self, own: EntryLog, record: PeerRecord, acked: tuple[int, ...]) -> float | None:
-        """How long ago the oldest entry was written that the peer lacks, in seconds; None if it was trimmed."""
-        oldest_us = record.progress.oldest_timestamp_us if record.progress is not None else None
-        if oldest_us is None:
-            try:
-                reader = own.reader(acked)
-            except GapInLog:
-                return None
-            try:
-                blocks = await reader.read(bytes_max=OLDEST_READ_BYTES)
-            finally:
-                await reader.close()
-            if not blocks:
-                return 0.0
-            oldest_us = min(block.timestamps[0] for block in blocks)
-        return round(max(0, self._wall_clock.now_us() - oldest_us) / 1e6, 3)
+    async def _lag(self, own: EntryLog, acked: tuple[int, ...]) -> tuple[int | None, float | None]:
+        """What the peer lacks: log bytes, and how long ago the oldest of it was written; None if it was trimmed."""
+        try:
+            reader = own.reader(acked)
+        except GapInLog:
+            return None, None
+        try:
+            blocks = await reader.read(bytes_max=OLDEST_READ_BYTES)
+            behind = own.position - reader.position + sum(len(block.encoded) for block in blocks)
+        finally:
+            await reader.close()
+        if not blocks:
+            return 0, 0.0
+        oldest_us = min(block.timestamps[0] for block in blocks)
+        return behind, round(max(0, self._wall_clock.now_us() - oldest_us) / 1e6, 3)
 
     async def _own_digest(self, args: dict[str, Any]) -> Any:
         applied, digest, dead = await self._store.read(
