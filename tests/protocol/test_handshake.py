@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import struct
@@ -204,9 +205,12 @@ def test_every_changed_byte_of_the_hello_fails(recorded):
             altered[at] ^= flip
             dialer, listener = make_dialer(), make_listener(versions=range(256))
             dialer.hello()
-            with pytest.raises(PeerError):
+            answer = None
+            with contextlib.suppress(PeerError):
                 answer = listener.receive_hello(bytes(altered))
-                dialer.receive(body(answer))
+            if answer is not None:
+                with pytest.raises(PeerError):
+                    dialer.receive(body(answer))
             assert dialer.state is not State.DONE
             assert listener.state is not State.DONE
 
