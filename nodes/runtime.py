@@ -110,7 +110,7 @@ def process_lives(pid: int) -> bool:
     """Whether there is such a process, another user's too."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or a number that is no pid
         return False
     except PermissionError:
         return True
