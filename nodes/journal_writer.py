@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import DiskFull, NotWritable, ReplError
 from nodes.entry_log import EntryLog
@@ -54,12 +55,16 @@ async def run_journal_writer(
     clock: HybridClock,
     wall_clock: WallClock,
     gate: WriteGate,
+    catch_up: Callable[[EntryLog], Awaitable[int]],
     logger: FilteringBoundLogger,
 ) -> None:
     """Serve groups of requests until their channel is closed.
 
     A group is validated and folded into the view in a store transaction, appended to the log with one sync, and only
     then committed and answered: nobody reads what is not durable, and what could not be appended is rolled back.
+
+    Args:
+        catch_up: folds the log into the store from where the store is; needed when a commit failed after its append.
     """
     async with requests:
         async for first in requests:
@@ -69,19 +74,21 @@ async def run_journal_writer(
             except NotWritable as refusal:
                 _fail(group, refusal)
                 continue
-            clock.observe(store.applied_timestamp_us)
-            source = StampSource(
-                journal=log.journal,
-                shard_count=log.shard_count,
-                next_seqs=tuple(seq + 1 for seq in log.tails),
-                clock=clock,
-                wall_us=wall_clock.now_us(),
-            )
             try:
+                if distance(log.tails, cursor_of(store.applied, log.journal, log.shard_count)):
+                    await catch_up(log)
+                clock.observe(store.applied_timestamp_us)
+                source = StampSource(
+                    journal=log.journal,
+                    shard_count=log.shard_count,
+                    next_seqs=tuple(seq + 1 for seq in log.tails),
+                    clock=clock,
+                    wall_us=wall_clock.now_us(),
+                )
                 outcomes = await _commit_group([waiting.request for waiting in group], source, log, store)
             except DiskFull as full:
                 gate.close_for_disk(full, logger)
-                _fail(group, NotWritable(f"the disk is full: {full}"))
+                _fail(group, NotWritable(f"the disk is full, and it is not known what was done: {full}"))
                 continue
             for waiting, outcome in zip(group, outcomes, strict=True):
                 waiting.outcome = outcome

@@ -267,6 +267,7 @@ class _Site:
                 clock=HybridClock(floor_us=recovered.journals.own.last_timestamp_us),
                 wall_clock=self._wall_clock,
                 gate=self._gate,
+                catch_up=running.applier.catch_up,
                 logger=self._logger,
             )
         )
