@@ -171,9 +171,9 @@ def site_colours(sites: Iterable[str]) -> dict[str, str]:
 def render_event(event: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     """One event as a line for people. Whatever could steer a terminal is escaped."""
     site, name, level = (str(event.get(key, "?")) for key in ("site", "event", "level"))
-    clock = str(event.get("time", ""))[11:23]
+    clock = _printable(str(event.get("time", ""))[11:23])
     own = ("time_us", "time", "site", "event", "level")
-    details = " ".join(f"{key}={_shown(value)}" for key, value in event.items() if key not in own)
+    details = " ".join(f"{_printable(key)}={_shown(value)}" for key, value in event.items() if key not in own)
     label, word = f"{_printable(site):<8}", f"{_printable(name):<20}"
     if colours:
         label = f"\x1b[{colours.get(site, '37')}m{label}\x1b[0m"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.topology import ClusterConfig
