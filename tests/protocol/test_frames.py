@@ -276,11 +276,12 @@ def test_split_and_spliced_frames_are_refused():
 
 def test_broken_stream_stays_broken():
     """After one refusal nothing is accepted any more, not even the frame that was due."""
-    frames = sealed(b"one", b"two")
-    opener = FrameOpener(KEY)
-    assert_refused(opener, b"\0" * 40)
-    for frame in frames:
-        assert_refused(opener, frame)
+    frames = sealed(b"one", b"two", b"three")
+    for order in ((0, 1, 2), (1, 2), (2, 0)):
+        opener = FrameOpener(KEY)
+        assert_refused(opener, b"\0" * 40)
+        for index in order:
+            assert_refused(opener, frames[index])
 
 
 def test_frame_without_body_is_neither_sealed_nor_opened():

@@ -28,7 +28,7 @@ from protocol.handshake import (
     State,
     refusal_frame,
 )
-from protocol.keys import KeyRing, PairKey
+from protocol.keys import KeyRing, PairKey, derive
 
 A, B, C = SiteId(1), SiteId(2), SiteId(3)
 ALPHA = LocalIdentity("cluster", 4, A, Incarnation(0xA1))
@@ -338,6 +338,18 @@ def test_chosen_version_must_have_been_offered(recorded):
     dialer.hello()
     with pytest.raises(ProtocolViolation, match="not offered"):
         dialer.receive(answer[:5] + b"\x02" + answer[6:])
+
+
+def test_answer_of_another_site_is_refused(recorded):
+    """Who has the key but says it is another site than the one dialled breaks the protocol."""
+    hello, answer, _ = recorded
+    unproven = answer[:6] + struct.pack(">Q", C) + answer[14:-32]
+    said = b"".join(struct.pack(">I", len(part)) + part for part in (hello, unproven))
+    proof = derive(KEY_AB.secret, hashlib.sha256(said).digest(), b"claudefs-repl listener proof")
+    dialer = make_dialer()
+    dialer.hello()
+    with pytest.raises(ProtocolViolation, match="site 3 answered"):
+        dialer.receive(unproven + proof)
 
 
 def test_site_cannot_speak_as_another():

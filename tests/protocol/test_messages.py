@@ -382,6 +382,14 @@ def test_batch_with_a_broken_block_is_refused():
     assert_refused(bytes(wrong_seq))
 
 
+@pytest.mark.parametrize("told", [-1, 1, 1 << 31])
+def test_block_length_must_be_what_is_there(told):
+    """The length that a batch tells of its block is that of the bytes that follow."""
+    head, block = encode_message(make_batch())
+    length = struct.pack(">I", len(block) + told)
+    assert_refused(b"".join((head[:-4], length, block)))
+
+
 @pytest.mark.parametrize("shard_count", [1, 3, 256])
 def test_vectors_of_another_shard_count_are_refused(shard_count):
     """Cursors and blocks must be of the cluster's shard count, so that no actor meets another."""
