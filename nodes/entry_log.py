@@ -270,8 +270,8 @@ class EntryLog:
         except (OSError, DiskFull) as error:
             self._garbage_upto = segment.offset(position)
             if isinstance(error, DiskFull):
-                # Clients will be told that nothing was written, so no later recovery may find it. If there is no room
-                # for zeros either, the next append tries again.
+                # Clients will be told that nothing was written, so no later recovery may find it. Where even zeros need
+                # room (copy on write), the next append tries again.
                 with suppress(DiskFull):
                     await self._clear_garbage()
             raise
@@ -307,10 +307,11 @@ class EntryLog:
         return segment
 
     async def _clear_garbage(self) -> None:
-        """Zero what a failed write left behind the end."""
+        """Zero what a failed write left behind the end: only that, for writing over it takes no room."""
         start = self._segments[-1].offset(self.position)
         if self._garbage_upto > start:
-            await self._file.write(start, [bytes(self._garbage_upto - start)], sync=True)
+            garbage = await self._file.read(start, self._garbage_upto - start)
+            await self._file.write(start, [bytes(len(garbage.rstrip(b"\0")))], sync=True)
         self._garbage_upto = 0
 
 

@@ -35,6 +35,7 @@ class FakeInode:
         self.live = bytearray(size)
         self.durable = None
         self.pending = []
+        self.used_upto = 0
 
 
 class FakeFile:
@@ -49,7 +50,7 @@ class FakeFile:
         await trio.lowlevel.checkpoint()
         data = b"".join(map(bytes, buffers))
         self.disk.calls.append(("write", self.path, len(data), sync))
-        allowed = len(data) if self.disk.room is None else min(self.disk.room, len(data))
+        allowed = self.disk.take_room(self.inode, offset, len(data))
         assert offset + len(data) <= len(self.inode.live), "the log writes only into what is allocated"
         self.inode.live[offset : offset + allowed] = data[:allowed]
         self.inode.pending.append((offset, data[:allowed]))
@@ -79,6 +80,7 @@ class FakeStorage:
         self.live, self.durable, self.pending = {}, {}, []
         self.calls = []
         self.room = None
+        self.is_copy_on_write = False
         self.sync_fails = False
         self.steps_left = None
 
@@ -87,6 +89,16 @@ class FakeStorage:
             self.steps_left -= 1
             if self.steps_left < 0:
                 raise PowerLossError
+
+    def take_room(self, inode, offset, length):
+        """How much of a write there is room for; writing again over the same bytes takes none, but on copy on write."""
+        if self.room is None:
+            return length
+        new_from = offset if self.is_copy_on_write else min(max(offset, inode.used_upto), offset + length)
+        taken = min(self.room, offset + length - new_from)
+        self.room -= taken
+        inode.used_upto = max(inode.used_upto, new_from + taken)
+        return new_from + taken - offset
 
     def power_loss(self, rng):
         """The disk after power came back: of what was not synced, any sectors and any directory changes stayed."""

@@ -141,5 +141,7 @@ async def test_a_group_longer_than_a_segment_gets_a_segment_of_its_own(lab):
     assert await reader.read(bytes_max=10_000)
     await log.append(blocks[3:])
     assert len(disk.segments) == 2
+    assert log.bytes_on_disk == sum(map(len, disk.segments.values()))
+    assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(blocks)
     log = await EntryLog.open(**lab.fields(disk))
     assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(blocks)

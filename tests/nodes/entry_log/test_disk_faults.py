@@ -12,8 +12,9 @@ from claudefs_repl.wal import HEADER_BYTES
 from nodes.entry_log import EntryLog
 
 
-async def test_a_full_disk_in_the_middle_of_a_write_appends_nothing(lab):
-    """However much of a group was written, nothing of it is there: not now, not after the next append, not after a crash."""
+@pytest.mark.parametrize("is_copy_on_write", [False, True])
+async def test_a_full_disk_in_the_middle_of_a_write_appends_nothing(lab, is_copy_on_write):
+    """However much of a group was written, nothing of it is there: not now, not after later appends, not after a crash."""
     for room in range(0, 330, 11):
         disk, writer = lab.FakeStorage(), lab.Writer()
         log = await EntryLog.create(**lab.fields(disk))
@@ -21,14 +22,16 @@ async def test_a_full_disk_in_the_middle_of_a_write_appends_nothing(lab):
         await log.append(kept)
         before = (log.tails, log.position, log.last_timestamp_us)
         refused = [writer.block(0, size=40), writer.block(1, size=40), writer.block(0, size=40)]
-        disk.room = room
-        with pytest.raises(DiskFull):
-            await log.append(refused)
-        assert (log.tails, log.position, log.last_timestamp_us) == before
-        assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(kept)
-        with pytest.raises(DiskFull):
-            await log.append(refused)
+        disk.room, disk.is_copy_on_write = room, is_copy_on_write
+        for _ in range(2):
+            with pytest.raises(DiskFull):
+                await log.append(refused)
+            assert (log.tails, log.position, log.last_timestamp_us) == before
+            assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(kept)
+        if not is_copy_on_write:
+            assert not any(disk.last[HEADER_BYTES + log.position :])
         disk.room = None
+        # It takes exactly the place of the first that was refused: the second must not be found behind it.
         other = lab.Writer(log.tails)
         other.time_us = 5000
         kept.append(other.block(0, size=40))

@@ -12,7 +12,7 @@ import pytest
 from claudefs_repl import wal
 from claudefs_repl.error import CallerError, WalCorrupted
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
-from claudefs_repl.wal import HEADER_BYTES
+from claudefs_repl.wal import HEADER_BYTES, SegmentHeader
 from nodes.entry_log import EntryLog, ForeignLog
 from nodes.storage import DiskStorage
 
@@ -233,6 +233,42 @@ async def test_recovery_syncs_what_it_read(lab):
         assert sum(log.tails) == 4
         again = await EntryLog.open(**lab.fields(disk.power_loss(random.Random(seed))))
         assert again.tails == log.tails
+
+
+async def test_recovery_syncs_the_names_that_it_read(lab):
+    """A segment's name that a killed process left unsynced is on disk before anything is appended to that segment."""
+    for seed in range(8):
+        disk, writer = lab.FakeStorage(), lab.Writer()
+        log = await EntryLog.create(**lab.fields(disk))
+        await log.append([writer.block(size=900)])
+        # The new segment is allocated, its header written and synced; its name is given, but not synced.
+        disk.steps_left = 3
+        refused = lab.Writer(log.tails).block(size=900)
+        with pytest.raises(lab.PowerLossError):
+            await log.append([refused])
+        disk = disk.killed()
+        assert len(disk.segments) == 2
+        log = await EntryLog.open(**lab.fields(disk))
+        await log.append([refused])
+        again = await EntryLog.open(**lab.fields(disk.power_loss(random.Random(seed))))
+        assert again.tails == log.tails == (2, 0)
+
+
+async def test_a_header_that_does_not_continue_the_log_stops_the_site(lab):
+    """An empty last segment whose header tells other seqs than the records before it is not taken for their end."""
+    disk, writer = lab.FakeStorage(), lab.Writer()
+    blocks = await lab.fill(disk, [[writer.block()]])
+    position = lab.ends_of(blocks)[-1]
+    for next_seqs in ((1, 1), (3, 1), (2, 1)):
+        header = SegmentHeader(lab.JOURNAL, "test", position, next_seqs, 0, bytes(range(16)))
+        path = f"{lab.DIRECTORY}/{position:020d}.seg"
+        disk.live[path] = lab.FakeInode(HEADER_BYTES + 100)
+        disk.live[path].live[:HEADER_BYTES] = header.encode()
+        if next_seqs == (2, 1):
+            assert (await EntryLog.open(**lab.fields(disk))).tails == (1, 0)
+        else:
+            with pytest.raises(WalCorrupted):
+                await EntryLog.open(**lab.fields(disk))
 
 
 async def test_a_payload_that_holds_records_is_never_read_as_one(lab):
