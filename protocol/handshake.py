@@ -4,23 +4,7 @@
     listener -> dialler    ANSWER, or REFUSAL and the end of the connection
     dialler  -> listener   PROOF, or REFUSAL and the end of the connection
 
-Plain frames (`protocol.frames`) of at most HANDSHAKE_BYTES_MAX bytes. Integers are big endian. The layout of REFUSAL,
-and of HELLO up to the offered versions, is the same in every version; the rest is that of version 1. Bytes beyond the
-last field are refused.
-
-| bytes | every frame | | bytes | HELLO                      | | bytes | ANSWER               |
-|-------|-------------| |-------|----------------------------| |-------|----------------------|
-| 4     | `CFSR`      | | 1     | number of versions, 1 to 16| | 1     | version chosen       |
-| 1     | 1 HELLO,    | | 1 each| versions offered           | | 8     | listener's site id   |
-|       | 2 ANSWER,   | | 1     | role                       | | 8     | its incarnation      |
-|       | 3 PROOF,    | | 8     | dialler's site id          | | 32    | its nonce            |
-|       | 4 REFUSAL   | | 8     | its incarnation            | | 32    | its proof            |
-|       |             | | 8     | site id that it dials      |
-| bytes | PROOF       | | 4     | shard count                | | bytes | REFUSAL              |
-|-------|-------------| | 32    | its nonce                  | |-------|----------------------|
-| 32    | dialler's   | | 1, n  | cluster id, UTF-8          | | 4     | wait, ms             |
-|       | proof       | | 1, n  | key id, ASCII              | | 1, n  | code, ASCII          |
-|       |             | |       |                            | | 2, n  | detail, UTF-8        |
+`protocol.handshake_layout` has the bytes of each frame.
 
 `T` = SHA-256(length (4) || HELLO body || length (4) || ANSWER body without its proof). Proofs, the keys of both
 directions and the key of the batch tags are `keys.derive(secret, T, label)`, each with a label of its own. So nothing
@@ -39,23 +23,44 @@ from dataclasses import dataclass
 
 from claudefs_repl.batch_auth import BatchAuthKey
 from claudefs_repl.error import PeerError, PeerRefused, ProtocolViolation
-from claudefs_repl.journal import SITE_ID_MAX, Incarnation, SiteId
+from claudefs_repl.journal import Incarnation, SiteId
 from protocol.frames import Buffer, FrameOpener, FrameSealer, plain_frame
-from protocol.keys import KeyRing, PairKey, derive, is_key_id
-from protocol.words import CODE_BYTES_MAX, DETAIL_BYTES_MAX, cut_detail, is_code
+from protocol.handshake_layout import (
+    ANSWER_FIXED,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    WAIT_MS_MAX,
+    Hello,
+    Kind,
+    Reader,
+    Role,
+    encode_hello,
+    encode_refusal,
+    make_body,
+    read_hello,
+    read_refusal,
+    read_versions,
+    violation,
+)
+from protocol.keys import KeyRing, PairKey, derive
+
+__all__ = [
+    "NONCE_BYTES",
+    "PROTOCOL_VERSIONS",
+    "TRANSITIONS",
+    "WAIT_MS_MAX",
+    "DialerHandshake",
+    "Event",
+    "ListenerHandshake",
+    "LocalIdentity",
+    "Role",
+    "Session",
+    "State",
+    "refusal_frame",
+]
 
 PROTOCOL_VERSIONS = (1,)
 """Those that this code speaks."""
-NONCE_BYTES = 32
-WAIT_MS_MAX = 3_600_000
-"""An hour: a refusal is not authenticated, so it must not silence a dialler for longer."""
-
-_MAGIC = b"CFSR"
-_VERSIONS_MAX = 16
-_SHORT_TEXT_BYTES_MAX = 255
-_PROOF_BYTES = 32
-_HELLO_FIXED = struct.Struct(f">BQQQI{NONCE_BYTES}s")
-_ANSWER_FIXED = struct.Struct(f">BQQ{NONCE_BYTES}s")
 _LENGTH = struct.Struct(">I")
 
 _LISTENER_PROOF = b"claudefs-repl listener proof"
@@ -63,21 +68,6 @@ _DIALER_PROOF = b"claudefs-repl dialer proof"
 _TO_LISTENER = b"claudefs-repl frames dialer to listener"
 _TO_DIALER = b"claudefs-repl frames listener to dialer"
 _BATCH_TAG = b"claudefs-repl batch tag"
-
-
-class Role(enum.IntEnum):
-    """What a connection is for; it serves nothing else."""
-
-    CONDUIT = 0
-    PROBE = 1
-    QUERY = 2
-
-
-class _Kind(enum.IntEnum):
-    HELLO = 1
-    ANSWER = 2
-    PROOF = 3
-    REFUSAL = 4
 
 
 class State(enum.Enum):
@@ -146,18 +136,6 @@ class Session:
     batch_key: BatchAuthKey
 
 
-@dataclass(frozen=True, slots=True)
-class _Hello:
-    role: Role
-    dialer: SiteId
-    incarnation: Incarnation
-    listener: SiteId
-    shard_count: int
-    nonce: bytes
-    cluster_id: str
-    key_id: str
-
-
 class _Machine:
     """The state of one side, and the one way to change it."""
 
@@ -196,7 +174,7 @@ class DialerHandshake(_Machine):
         self._peer = peer
         self._role = role
         self._versions = bytes(versions)
-        hello = _Hello(
+        hello = Hello(
             role,
             identity.site_id,
             identity.incarnation,
@@ -206,7 +184,7 @@ class DialerHandshake(_Machine):
             identity.cluster_id,
             self._key.key_id,
         )
-        self._hello = _encode_hello(hello, self._versions)
+        self._hello = encode_hello(hello, self._versions)
 
     def hello(self) -> bytes:
         """The frame to send first."""
@@ -231,26 +209,26 @@ class DialerHandshake(_Machine):
         return accepted
 
     def _judge(self, frame: Buffer) -> tuple[bytes, Session]:
-        reader = _Reader(frame)
+        reader = Reader(frame)
         kind = reader.kind()
-        if kind is _Kind.REFUSAL:
-            raise _read_refusal(reader)
-        if kind is not _Kind.ANSWER:
-            raise _bad(f"the listener sent {kind.name} where its answer was due")
-        version, site_id, incarnation, _nonce = reader.unpack(_ANSWER_FIXED)
-        proof = reader.take(_PROOF_BYTES)
+        if kind is Kind.REFUSAL:
+            raise read_refusal(reader)
+        if kind is not Kind.ANSWER:
+            raise violation(f"the listener sent {kind.name} where its answer was due")
+        version, site_id, incarnation, _nonce = reader.unpack(ANSWER_FIXED)
+        proof = reader.take(PROOF_BYTES)
         reader.end()
         if version not in self._versions:
-            raise _bad(f"the listener chose version {version}, which was not offered")
+            raise violation(f"the listener chose version {version}, which was not offered")
         if site_id != self._peer:
-            raise _bad(f"site {site_id} answered where site {self._peer} was dialled")
-        transcript = _transcript(self._hello, reader.body[:-_PROOF_BYTES])
+            raise violation(f"site {site_id} answered where site {self._peer} was dialled")
+        transcript = _transcript(self._hello, reader.body[:-PROOF_BYTES])
         if not hmac.compare_digest(proof, derive(self._key.secret, transcript, _LISTENER_PROOF)):
             raise ProtocolViolation(
                 "bad_proof",
                 f"site {self._peer} did not prove key {self._key.key_id!r}: its key is another, or it is not it",
             )
-        body = _body(_Kind.PROOF, derive(self._key.secret, transcript, _DIALER_PROOF))
+        body = make_body(Kind.PROOF, derive(self._key.secret, transcript, _DIALER_PROOF))
         session = Session(
             peer=self._peer,
             peer_incarnation=Incarnation(incarnation),
@@ -290,7 +268,7 @@ class ListenerHandshake(_Machine):
         self._versions = versions
         self.peer: SiteId | None = None
         self.role: Role | None = None
-        self._pending: tuple[PairKey, _Hello, int, bytes] | None = None
+        self._pending: tuple[PairKey, Hello, int, bytes] | None = None
 
     def receive_hello(self, frame: Buffer) -> bytes:
         """Judge the dialler's first frame: the answer to send.
@@ -326,17 +304,17 @@ class ListenerHandshake(_Machine):
         return session
 
     def _judge_hello(self, frame: Buffer) -> bytes:
-        reader = _Reader(frame)
+        reader = Reader(frame)
         kind = reader.kind()
-        if kind is not _Kind.HELLO:
-            raise _bad(f"the dialler sent {kind.name} where its hello was due")
-        version = self._choose_version(_read_versions(reader))
-        hello = _read_hello(reader)
+        if kind is not Kind.HELLO:
+            raise violation(f"the dialler sent {kind.name} where its hello was due")
+        version = self._choose_version(read_versions(reader))
+        hello = read_hello(reader)
         self.peer, self.role = hello.dialer, hello.role
         key = self._check(hello)
-        unproven = _body(
-            _Kind.ANSWER,
-            _ANSWER_FIXED.pack(version, self._identity.site_id, self._identity.incarnation, self._nonce),
+        unproven = make_body(
+            Kind.ANSWER,
+            ANSWER_FIXED.pack(version, self._identity.site_id, self._identity.incarnation, self._nonce),
         )
         transcript = _transcript(reader.body, unproven)
         self._pending = (key, hello, version, transcript)
@@ -351,7 +329,7 @@ class ListenerHandshake(_Machine):
             )
         return max(common)
 
-    def _check(self, hello: _Hello) -> PairKey:
+    def _check(self, hello: Hello) -> PairKey:
         mine = self._identity
         if hello.cluster_id != mine.cluster_id:
             raise PeerRefused(
@@ -380,13 +358,13 @@ class ListenerHandshake(_Machine):
         assert self._pending is not None
         key, hello, version, transcript = self._pending
         self._pending = None
-        reader = _Reader(frame)
+        reader = Reader(frame)
         kind = reader.kind()
-        if kind is _Kind.REFUSAL:
-            raise _read_refusal(reader)
-        if kind is not _Kind.PROOF:
-            raise _bad(f"the dialler sent {kind.name} where its proof was due")
-        proof = reader.take(_PROOF_BYTES)
+        if kind is Kind.REFUSAL:
+            raise read_refusal(reader)
+        if kind is not Kind.PROOF:
+            raise violation(f"the dialler sent {kind.name} where its proof was due")
+        proof = reader.take(PROOF_BYTES)
         reader.end()
         if not hmac.compare_digest(proof, derive(key.secret, transcript, _DIALER_PROOF)):
             raise ProtocolViolation("bad_proof", f"who says it is site {hello.dialer} did not prove key {key.key_id!r}")
@@ -404,61 +382,7 @@ class ListenerHandshake(_Machine):
 
 def refusal_frame(error: PeerRefused | ProtocolViolation) -> bytes:
     """What a side that declines sends before it closes."""
-    assert is_code(error.code), error.code
-    wait_ms = min(getattr(error, "wait_ms", 0), WAIT_MS_MAX)
-    code, detail = error.code.encode(), cut_detail(error.detail).encode()
-    fields = struct.pack(f">IB{len(code)}sH{len(detail)}s", wait_ms, len(code), code, len(detail), detail)
-    return plain_frame(_body(_Kind.REFUSAL, fields))
-
-
-class _Reader:
-    """Takes the fields of one frame's body in order."""
-
-    def __init__(self, frame: Buffer) -> None:
-        self.body = bytes(frame)
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self.body):
-            raise _bad("a field is cut off")
-        taken = self.body[self._at : end]
-        self._at = end
-        return taken
-
-    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
-        return layout.unpack(self.take(layout.size))
-
-    def text(self, length_bytes: int, limit: int) -> str:
-        length = int.from_bytes(self.take(length_bytes), "big")
-        if length > limit:
-            raise _bad(f"a text has at most {limit} bytes here, not {length}")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            raise _bad("a text is not UTF-8") from None
-
-    def kind(self) -> _Kind:
-        if self.body[: len(_MAGIC)] != _MAGIC:
-            raise ProtocolViolation("bad_magic", f"not this protocol: {self.body[:8]!r}")
-        self._at = len(_MAGIC)
-        (number,) = self.take(1)
-        try:
-            return _Kind(number)
-        except ValueError:
-            raise _bad(f"frame kind {number} is not known") from None
-
-    def end(self) -> None:
-        if self._at != len(self.body):
-            raise _bad(f"{len(self.body) - self._at} bytes follow the last field")
-
-
-def _body(kind: _Kind, fields: bytes) -> bytes:
-    return _MAGIC + bytes((kind,)) + fields
-
-
-def _bad(detail: str) -> ProtocolViolation:
-    return ProtocolViolation("bad_handshake", detail)
+    return plain_frame(encode_refusal(error))
 
 
 def _transcript(*bodies: bytes) -> bytes:
@@ -467,48 +391,3 @@ def _transcript(*bodies: bytes) -> bytes:
         transcript.update(_LENGTH.pack(len(body)))
         transcript.update(body)
     return transcript.digest()
-
-
-def _encode_hello(hello: _Hello, versions: bytes) -> bytes:
-    assert 1 <= len(versions) <= _VERSIONS_MAX
-    cluster_id, key_id = hello.cluster_id.encode(), hello.key_id.encode()
-    assert len(cluster_id) <= _SHORT_TEXT_BYTES_MAX
-    fixed = _HELLO_FIXED.pack(
-        hello.role, hello.dialer, hello.incarnation, hello.listener, hello.shard_count, hello.nonce
-    )
-    texts = (bytes((len(cluster_id),)), cluster_id, bytes((len(key_id),)), key_id)
-    return _body(_Kind.HELLO, b"".join((bytes((len(versions),)), versions, fixed, *texts)))
-
-
-def _read_versions(reader: _Reader) -> bytes:
-    (count,) = reader.take(1)
-    if not 1 <= count <= _VERSIONS_MAX:
-        raise _bad(f"1 to {_VERSIONS_MAX} versions are offered, not {count}")
-    return reader.take(count)
-
-
-def _read_hello(reader: _Reader) -> _Hello:
-    role, dialer, incarnation, listener, shard_count, nonce = _HELLO_FIXED.unpack(reader.take(_HELLO_FIXED.size))
-    cluster_id = reader.text(1, _SHORT_TEXT_BYTES_MAX)
-    key_id = reader.text(1, _SHORT_TEXT_BYTES_MAX)
-    reader.end()
-    if role not in Role.__members__.values():
-        raise _bad(f"role {role} is not known")
-    for site_id in (dialer, listener):
-        if not 1 <= site_id <= SITE_ID_MAX:
-            raise _bad(f"a site id is 1 to {SITE_ID_MAX}, not {site_id}")
-    if not is_key_id(key_id):
-        raise _bad("not a key id")
-    return _Hello(
-        Role(role), SiteId(dialer), Incarnation(incarnation), SiteId(listener), shard_count, nonce, cluster_id, key_id
-    )
-
-
-def _read_refusal(reader: _Reader) -> PeerRefused:
-    wait_ms = int.from_bytes(reader.take(4), "big")
-    code = reader.text(1, CODE_BYTES_MAX)
-    detail = reader.text(2, DETAIL_BYTES_MAX)
-    reader.end()
-    if not is_code(code):
-        raise _bad("not a refusal's code")
-    return PeerRefused(code, cut_detail(detail), wait_ms=min(wait_ms, WAIT_MS_MAX))
