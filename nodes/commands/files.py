@@ -264,18 +264,24 @@ async def remove_tree(client: SiteClient, parent: RemoteNode, name: bytes, root:
     Raises:
         OperationRefused: something came in meanwhile (ENOTEMPTY); what was removed stays removed.
     """
-    directories: list[tuple[RemoteNode, bytes, RemoteNode]] = []
+    directories: list[tuple[RemoteNode, bytes]] = []
     pending = [(parent, name, root)]
+    steps: list[ops.Op] = []
     removed = 0
     while pending:
-        place = pending.pop()
-        directories.append(place)
-        children = await remote.list_all(client, place[2].inode)
-        pending += [(place[2], child, node) for child, node in children.items() if node.kind is Kind.DIR]
-        steps = [ops.remove(place[2].inode, child) for child, node in children.items() if node.kind is not Kind.DIR]
-        removed += await _submit_all(client, steps)
-    steps = [ops.remove_directory(above.inode, child) for above, child, _ in reversed(directories)]
-    return removed + await _submit_all(client, steps)
+        above, name, node = pending.pop()
+        directories.append((above, name))
+        for child_name, child in (await remote.list_all(client, node.inode)).items():
+            if child.kind is Kind.DIR:
+                pending.append((node, child_name, child))
+            else:
+                steps.append(ops.remove(node.inode, child_name))
+        if len(steps) >= ops.SUBMIT_OPS_MAX or not pending:
+            removed += await _submit_all(client, steps)
+            steps.clear()
+    return removed + await _submit_all(
+        client, [ops.remove_directory(above.inode, name) for above, name in reversed(directories)]
+    )
 
 
 async def _submit_all(client: SiteClient, steps: list[ops.Op]) -> int:

@@ -28,6 +28,8 @@ SMALL_BYTES_MAX = 256 * 1024
 """A file up to this size goes in one request; 32 of them stay below 10 MiB of memory."""
 CHUNKS_AT_ONCE = 8
 """Requests with parts of large files on their way: 8 MiB of memory, and the site never waits for the disk here."""
+DIRECTORIES_AT_ONCE = 16
+"""Directories that are looked into before their subdirectories are made with one round trip."""
 DIRECTORIES_A_REQUEST = 256
 """Siblings made with one round trip; the names alone may be 64 KiB."""
 assert SMALL_BYTES_MAX + ops.XATTRS_A_REQUEST * XATTR_VALUE_BYTES_MAX <= ops.CHUNK_BYTES
@@ -102,7 +104,8 @@ async def put_tree(
     try:
         async with trio.open_nursery() as nursery:
             await put.run(root, place, Workers(nursery, limit=FILES_AT_ONCE))
-        await put.finish()
+        async with trio.open_nursery() as nursery:
+            await put.finish(Workers(nursery, limit=FILES_AT_ONCE))
     except BaseExceptionGroup as group:
         raise first_cause(group) from group
     return report
@@ -129,18 +132,27 @@ class _Put:
             return
         pending = await self._make_directories([(root, place)])
         while pending:
-            pending += reversed(await self._fill(pending.pop(), workers))
+            batch, pending = pending[-DIRECTORIES_AT_ONCE:], pending[:-DIRECTORIES_AT_ONCE]
+            found = [pair for directory in reversed(batch) for pair in await self._look_into(directory)]
+            made = await self._make_directories([pair for pair in found if pair[0].kind is Kind.DIR])
+            pending += reversed(made)
+            for node, child in found:
+                if node.kind is not Kind.DIR:
+                    await self._start(node, child, workers)
 
-    async def finish(self) -> None:
-        """What has to wait until all content is there: further names, then directories from the deepest up."""
+    async def finish(self, workers: Workers) -> None:
+        """What has to wait until all content is there: further names, and the attributes of directories."""
+        names_of: dict[tuple[int, int], list[tuple[LocalNode, _Place]]] = {}
         for node, place in self._other_names:
-            await self._guarded(node, self._link, node, place)
+            names_of.setdefault(node.key, []).append((node, place))
+        for names in names_of.values():
+            await workers.start(self._link_all, names)
         for directory in reversed(self._directories):
             if directory.before is not None:
-                await self._guarded(directory.local, self._settle, directory.local, directory.before)
+                await workers.start(self._guarded, directory.local, self._settle, directory.local, directory.before)
 
-    async def _fill(self, directory: _Directory, workers: Workers) -> list[_Directory]:
-        """Start the files of one directory and make its subdirectories, which are returned."""
+    async def _look_into(self, directory: _Directory) -> list[tuple[LocalNode, _Place]]:
+        """What a directory holds, each with its place at the site."""
         self._directories.append(directory)
         try:
             nodes, problems = scan_directory(directory.local.path)
@@ -148,15 +160,8 @@ class _Put:
             self._report.refuse(directory.local.path, error)
             return []
         self._report.problems += problems
-        there: dict[bytes, RemoteNode] = {}
-        if directory.before is not None:
-            there = await remote.list_all(self._client, directory.inode)
-        places = [(node, _Place(directory.inode, node.name, there.get(node.name))) for node in nodes]
-        made = await self._make_directories([pair for pair in places if pair[0].kind is Kind.DIR])
-        for node, place in places:
-            if node.kind is not Kind.DIR:
-                await self._start(node, place, workers)
-        return made
+        there = await remote.list_all(self._client, directory.inode) if directory.before is not None else {}
+        return [(node, _Place(directory.inode, node.name, there.get(node.name))) for node in nodes]
 
     async def _make_directories(self, wanted: list[tuple[LocalNode, _Place]]) -> list[_Directory]:
         """Directories that are there or were made; those that cannot be are reported."""
@@ -345,6 +350,11 @@ class _Put:
         """A nameless file that will not be finished; the site would reclaim it by itself, but later."""
         with contextlib.suppress(OperationRefused):
             await remote.submit(self._client, [ops.give_up(inode)])
+
+    async def _link_all(self, names: list[tuple[LocalNode, _Place]]) -> None:
+        """The further names of one file, one after the other: if its first name failed, the next has the content."""
+        for node, place in names:
+            await self._guarded(node, self._link, node, place)
 
     async def _link(self, node: LocalNode, place: _Place) -> None:
         """A further name of a file; if its first name failed, this one carries the content."""
