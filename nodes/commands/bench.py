@@ -46,6 +46,8 @@ QUICK = Scale(
     small_files=300,
     large_bytes=16 << 20,
 )
+TABLE_WIDTH = 132
+"""Columns where there is no terminal that tells its own width."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -121,4 +123,7 @@ def _print_table(machine: dict[str, Any], results: dict[str, list[Figure]]) -> N
         table.add_row(f"[bold]{part}[/bold]", "", "")
         for figure in figures:
             table.add_row(figure.name, figure.text, figure.meaning)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    console.print(table)
