@@ -1,0 +1,100 @@
+"""A site's store without threads or files: what the tests of the folding rules fold into."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import pytest
+
+from claudefs_repl.block import Block
+from claudefs_repl.clock import HybridClock
+from claudefs_repl.journal import JournalId
+from nodes.store.fold import Fold, FoldReport
+from nodes.store.local import LocalOp, LocalRequest, OpResult, RequestOutcome, StampSource
+from nodes.store.schema import set_up
+from nodes.store.validate import fold_local
+from nodes.store.view import View
+
+SHARDS = 2
+START_US = 1_700_000_000_000_000
+COMPARED = ("inode", "extent", "xattr", "link", "contested", "move", "trash", "dead_letter", "journal")
+"""Every table that is a function of the entries folded; tombs and interned vectors depend on what is still on its way."""
+
+
+class MemorySite:
+    """One store in memory, with the journal that its site writes."""
+
+    def __init__(self, site_id: int = 1, *, incarnation: int = 0xFFFF_FFFF_FFFF_FFF0, shard_count: int = SHARDS):
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        set_up(self.connection, shard_count=shard_count)
+        self.shard_count = shard_count
+        self.journal = JournalId(site_id, incarnation + site_id)
+        self.blocks: dict[int, list[Block]] = {shard: [] for shard in range(shard_count)}
+        self.view = View(self.connection)
+        self.wall_us = START_US
+        self._clock = HybridClock()
+
+    def run(self, *requests: Sequence[LocalOp]) -> list[RequestOutcome]:
+        self.connection.execute("BEGIN")
+        fold = Fold(self.connection)
+        self._clock.observe(fold.timestamp_us)
+        next_seqs = tuple(seq + 1 for seq in fold.cursors_of(self.journal))
+        source = StampSource(self.journal, self.shard_count, next_seqs, self._clock, self.wall_us)
+        result = fold_local(fold, [LocalRequest(ops) for ops in requests], source)
+        fold.save()
+        self.connection.execute("COMMIT")
+        for block in result.blocks:
+            self.blocks[block.shard].append(block)
+        return result.outcomes
+
+    def do(self, *ops: LocalOp) -> list[OpResult]:
+        (outcome,) = self.run(ops)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.results
+
+    def take(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
+        self.connection.execute("BEGIN")
+        fold = Fold(self.connection)
+        report = fold.fold_blocks(journal, blocks)
+        fold.save()
+        self.connection.execute("COMMIT")
+        return report
+
+    def pull(self, other: MemorySite) -> None:
+        for shard in range(self.shard_count):
+            self.take(other.journal, other.blocks[shard])
+
+    def dump(self) -> dict[str, list[tuple]]:
+        return {
+            table: sorted(self.connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in COMPARED
+        }
+
+    def listing(self, directory: int = 1) -> dict[bytes, int]:
+        entries, more = self.view.list_dir(directory, after=None, limit=1000)
+        assert not more
+        return {entry.name: entry.inode for entry in entries}
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@pytest.fixture(scope="session")
+def memory_site() -> type[MemorySite]:
+    return MemorySite
+
+
+@pytest.fixture
+def site():
+    site = MemorySite()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def pair():
+    pair = MemorySite(1), MemorySite(2)
+    yield pair
+    for site in pair:
+        site.close()
