@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from claudefs_repl.block import ENTRIES_MAX, SEEN_MAX, Block, join_blocks
+from claudefs_repl.block import ENTRIES_MAX, SEEN_BYTES_MAX, SEEN_MAX, Block, join_blocks
 from claudefs_repl.conduit import gather_by_shard
 
 
@@ -27,6 +27,7 @@ def _join_run(run: Sequence[Block], batch_bytes_max: int) -> Iterator[Block]:
             body_bytes + len(block.body) > batch_bytes_max
             or entries + block.count > ENTRIES_MAX
             or len(vectors.union(seen)) > SEEN_MAX
+            or sum(map(len, vectors.union(seen))) > SEEN_BYTES_MAX
         ):
             yield join_blocks(pending)
             pending, body_bytes, entries, vectors = [], 0, 0, set()

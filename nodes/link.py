@@ -84,9 +84,10 @@ def describe_failure(error: BaseException) -> str:
 class Link:
     """A stream with a session. Sending is for one task, receiving for one task."""
 
-    def __init__(self, stream: trio.SocketStream, session: Session, cutter: FrameCutter) -> None:
+    def __init__(self, stream: trio.SocketStream, session: Session, cutter: FrameCutter, shard_count: int) -> None:
         self._stream = stream
         self._cutter = cutter
+        self._shard_count = shard_count
         self.session = session
 
     async def send(self, message: Message) -> None:
@@ -101,7 +102,7 @@ class Link:
             LinkClosed: the other side closed.
         """
         frame = await _next_frame(self._stream, self._cutter)
-        return decode_message(self.session.opener.open(frame))
+        return decode_message(self.session.opener.open(frame), shard_count=self._shard_count)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -137,16 +138,22 @@ async def dial(
         PeerRefused: the peer declined, with its reason.
         ProtocolViolation: what answered is not that peer.
     """
+    handshake = DialerHandshake(identity, peer=peer.site_id, role=role, keys=keys, nonce=entropy(NONCE_BYTES))
     with trio.fail_after(timeout_s):
         stream = await trio.open_tcp_stream(peer.address, peer.port, local_address=local_address)
         try:
-            handshake = DialerHandshake(identity, peer=peer.site_id, role=role, keys=keys, nonce=entropy(NONCE_BYTES))
             cutter = FrameCutter(bytes_max=HANDSHAKE_BYTES_MAX)
             await stream.send_all(handshake.hello())
-            proof, session = handshake.receive(await _next_frame(stream, cutter))
+            reply = await _next_frame(stream, cutter)
+            try:
+                proof, session = handshake.receive(reply)
+            except ProtocolViolation as violation:
+                # The listener learns why: two sites with one key id and two secrets is what it usually is.
+                await stream.send_all(refusal_frame(violation))
+                raise
             await stream.send_all(proof)
             cutter.bytes_max = FRAME_BYTES_MAX
-            return Link(stream, session, cutter)
+            return Link(stream, session, cutter, identity.shard_count)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -180,4 +187,4 @@ async def welcome_dialer(
         await stream.send_all(reply)
         session = handshake.receive_proof(await _next_frame(stream, cutter))
         cutter.bytes_max = FRAME_BYTES_MAX
-        return Link(stream, session, cutter)
+        return Link(stream, session, cutter, identity.shard_count)
