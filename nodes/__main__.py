@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from importlib.util import find_spec
-
 import click
 
-from nodes.commands import cluster, observe
+from nodes.commands import bench, cluster, demo, files, observe
 from nodes.commands.common import ReplGroup, config_option, examples
-
-OPTIONAL = ("files", "demo", "bench")
 
 
 @click.group(
@@ -33,12 +28,9 @@ def cli() -> None:
     """
 
 
-for _command in (*cluster.COMMANDS, *observe.COMMANDS):
-    cli.add_command(_command)
-for _name in OPTIONAL:
-    if find_spec(f"nodes.commands.{_name}") is not None:
-        for _command in importlib.import_module(f"nodes.commands.{_name}").COMMANDS:
-            cli.add_command(_command)
+for _module in (cluster, files, observe, demo, bench):
+    for _command in _module.COMMANDS:
+        cli.add_command(_command)
 
 
 def main() -> None:

@@ -284,8 +284,8 @@ def rebuild(cluster: ClusterConfig, site: str) -> None:
     pid = site_pid(chosen)
     if pid is not None:
         raise ConfigInvalid([f"site {site} runs (pid {pid}); stop it first: claudefs-repl down"])
-    run_async(rebuild_site, cluster, site)
-    click.echo(f"site {site}: the view is rebuilt")
+    entries = run_async(rebuild_site, cluster, site)
+    click.echo(f"site {site}: the view is rebuilt; {entries:,} entries were folded after the newest local snapshot")
 
 
 @click.command(
