@@ -119,7 +119,9 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
         receiving.stats.rejected += 1
         receiving.logger.error("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
     except LINK_ERRORS as error:
-        receiving.logger.warning("conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error))
+        receiving.logger.warning(
+            "conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error)
+        )
 
 
 class _Session:
