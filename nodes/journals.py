@@ -87,9 +87,10 @@ class Journals:
         else:
             own_log = await settings.open(storage, own, entropy, evidence)
         journals = cls(storage, settings, entropy, own_log)
-        for name in await storage.names(JOURNALS_DIR):
-            journal = parse_journal_dir(name)
-            if journal is not None and journal != own:
+        found = {parse_journal_dir(name) for name in await storage.names(JOURNALS_DIR)}
+        # A replica that was told to be durable and is not here must be missed, so it is opened like the others.
+        for journal in sorted({journal for journal in found if journal is not None} | set(evidence)):
+            if journal != own:
                 journals.replicas[journal] = await settings.open(storage, journal, entropy, evidence)
         return journals
 
