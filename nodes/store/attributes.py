@@ -53,6 +53,7 @@ def make_object(
         return
     connection.execute(_MAKE_KNOWN, (inode, kind, target, stamp, is_named))
     set_attributes(connection, inode, stamp, fields)
+    refresh_holders(connection, inode)
 
 
 def make_known(connection: sqlite3.Connection, inode: int) -> None:
