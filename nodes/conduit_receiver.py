@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
 from claudefs_repl.conduit import ReceiveProgress, Verdict
@@ -17,6 +18,7 @@ from claudefs_repl.topology import ReplicationConfig
 from nodes.entry_log import EntryLog
 from nodes.journals import Journals
 from nodes.link import LINK_ERRORS, Link, LinkClosed, describe_failure, one_link_error
+from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
 from nodes.seams import WallClock
 from nodes.store.sqlite_store import SqliteStore
@@ -53,6 +55,7 @@ class Receiving:
     journals: Journals
     store: SqliteStore
     config: ReplicationConfig
+    limiter: AuthRateLimiter
     gate: WriteGate
     mode: Callable[[], str]
     wall_clock: WallClock
@@ -152,6 +155,7 @@ class _Session:
                     message = await self._link.receive()
                 match message:
                     case Batch():
+                        await take_turn(self._receiving.limiter, self._link.session.peer, len(message.block.body))
                         item = self._judge(message)
                         await queue.send(item)
                         if isinstance(item, _Refused):

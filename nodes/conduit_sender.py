@@ -7,6 +7,7 @@ import random
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
 from claudefs_repl.checkpoint import cursor_of
@@ -18,6 +19,7 @@ from claudefs_repl.topology import ReplicationConfig
 from nodes.dialing import Dialing
 from nodes.entry_log import EntryLog, GapInLog, LogReader
 from nodes.link import LINK_ERRORS, Link, describe_failure, one_link_error
+from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
 from nodes.seams import WallClock
 from nodes.wakeup import Wakeup
@@ -39,6 +41,7 @@ async def run_conduit_sender(
     record: PeerRecord,
     log: EntryLog,
     config: ReplicationConfig,
+    limiter: AuthRateLimiter,
     gate: WriteGate,
     wall_clock: WallClock,
     rng: random.Random,
@@ -60,7 +63,10 @@ async def run_conduit_sender(
         else:
             pause_s = config.reconnect_min_s
             try:
-                await _run_session(link, record, log, config, wall_clock, outage)
+                await _run_session(link, record, log, config, limiter, wall_clock, outage)
+            except PeerRefused as refusal:
+                outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
+                retry_s = refusal.wait_ms / 1000
             except GapInLog as gap:
                 record.cut_off = True
                 outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", str(gap))
@@ -75,7 +81,7 @@ async def run_conduit_sender(
             finally:
                 record.connected_at_s = None
                 record.progress = None
-                await link.aclose()
+                await dialing.live.close(link)
         retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
         record.retry_at_s = trio.current_time() + retry_s
         with trio.move_on_after(retry_s):
@@ -116,13 +122,12 @@ async def _run_session(
     record: PeerRecord,
     log: EntryLog,
     config: ReplicationConfig,
+    limiter: AuthRateLimiter,
     wall_clock: WallClock,
     outage: _Outage,
 ) -> None:
     with trio.fail_after(config.idle_timeout_s):
-        welcome = await link.receive()
-    if not isinstance(welcome, Welcome):
-        raise ProtocolViolation("unexpected", f"{type(welcome).__name__} where a welcome was due")
+        welcome = await link.expect(Welcome)
     start = cursor_of(welcome.received, log.journal, log.shard_count)
     if len(start) != log.shard_count:
         raise ProtocolViolation("bad_message", f"cursors of {len(start)} shards")
@@ -136,7 +141,7 @@ async def _run_session(
     record.pressure_ms = 0
     record.connected_at_s = record.last_ack_at_s = trio.current_time()
     outage.over(sum(log.tails) - sum(start))
-    sender = _Sender(link, record, log, config, wall_clock, progress)
+    sender = _Sender(link, record, log, config, limiter, wall_clock, progress)
     try:
         with one_link_error(GapInLog):
             async with trio.open_nursery() as nursery:
@@ -157,6 +162,7 @@ class _Sender:
         record: PeerRecord,
         log: EntryLog,
         config: ReplicationConfig,
+        limiter: AuthRateLimiter,
         wall_clock: WallClock,
         progress: SendProgress,
     ) -> None:
@@ -164,6 +170,7 @@ class _Sender:
         self._record = record
         self._log = log
         self._config = config
+        self._limiter = limiter
         self._wall_clock = wall_clock
         self._progress = progress
         self._room = Wakeup()
@@ -193,6 +200,7 @@ class _Sender:
             for block in cut_batches(blocks, batch_bytes_max=self._config.batch_bytes_max):
                 while not self._progress.has_room():
                     await self._room.wait()
+                self._record.throttled_s += await take_turn(self._limiter, self._record.site.site_id, len(block.body))
                 await self._send_batch(block)
 
     async def _send_batch(self, block: Block) -> None:

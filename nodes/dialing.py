@@ -1,34 +1,93 @@
-"""How a site dials its peers: from its own address, with its own keys."""
+"""How a site dials its peers: from its own address, with its own keys, and never so often that a peer would lock it out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from claudefs_repl.topology import SiteConfig
+import trio
+
+from claudefs_repl.auth_ratelimit import AuthRateLimiter, Blocked
+from claudefs_repl.error import PeerRefused
+from claudefs_repl.topology import RateLimitConfig, SiteConfig
 from nodes.link import Link, dial
 from nodes.seams import Entropy
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing
 
+OWN_LOCK_S = 1
+"""A dialler that has used up its attempts looks again every second whether the oldest has left the window."""
 
-@dataclass(frozen=True, slots=True)
+
+def monotonic_us() -> int:
+    """Trio's time in microseconds: limits do not move with the wall clock."""
+    return int(trio.current_time() * 1e6)
+
+
+def dialer_limits(config: RateLimitConfig) -> RateLimitConfig:
+    """Under half of what a peer allows, so that not even a restart in between reaches its limit."""
+    attempts = max(1, (config.max_auth_attempts_per_minute - 1) // 2)
+    return RateLimitConfig(max_auth_attempts_per_minute=attempts, lockout_duration_secs=OWN_LOCK_S)
+
+
+@dataclass(slots=True)
+class LiveLinks:
+    """Every authenticated link of a site, in both directions. Owned by the site."""
+
+    _links: set[Link] = field(default_factory=set)
+
+    def add(self, link: Link) -> None:
+        """A link is up."""
+        self._links.add(link)
+
+    async def close(self, link: Link) -> None:
+        """Close a link."""
+        self._links.discard(link)
+        await link.aclose()
+
+    async def close_retired(self, keys: KeyRing) -> int:
+        """Close the links whose key is no longer in the ring; their tasks connect again."""
+        retired = [link for link in list(self._links) if not link.has_key_in(keys)]
+        for link in retired:
+            await self.close(link)
+        return len(retired)
+
+
+@dataclass(slots=True)
 class Dialing:
-    """What every connection of this site begins with."""
+    """What every connection of this site begins with.
+
+    Attributes:
+        keys: the ring as it is now; a reload replaces it.
+        limiter: of this site's own attempts, by peer.
+        live: every authenticated link of this site, in both directions.
+    """
 
     identity: LocalIdentity
     local_address: str
     keys: KeyRing
     entropy: Entropy
     timeout_s: float
+    limiter: AuthRateLimiter
+    live: LiveLinks = field(default_factory=LiveLinks)
 
     async def dial(self, peer: SiteConfig, role: Role) -> Link:
-        """Connect to a peer in a role; errors as `nodes.link.dial`."""
-        return await dial(
-            identity=self.identity,
-            local_address=self.local_address,
-            peer=peer,
-            role=role,
-            keys=self.keys,
-            entropy=self.entropy,
-            timeout_s=self.timeout_s,
-        )
+        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit`."""
+        result = self.limiter.check_auth_attempt(peer.site_id, monotonic_us())
+        if isinstance(result, Blocked):
+            raise PeerRefused("own_limit", "this site dials no more often", wait_ms=OWN_LOCK_S * 1000)
+        try:
+            link = await dial(
+                identity=self.identity,
+                local_address=self.local_address,
+                peer=peer,
+                role=role,
+                keys=self.keys,
+                entropy=self.entropy,
+                timeout_s=self.timeout_s,
+            )
+        except OSError:
+            # Nobody accepted, so nobody was charged.
+            self.limiter.refund_auth_attempt(peer.site_id)
+            raise
+        self.live.add(link)
+        return link

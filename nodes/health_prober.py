@@ -62,7 +62,7 @@ async def run_health_prober(
                 report = HealthReport(record.site.site_id, is_healthy(record.mode_told), record.mode_told or "")
             except (PeerRefused, *LINK_ERRORS) as error:
                 if link is not None:
-                    await link.aclose()
+                    await dialing.live.close(link)
                     link = None
                 record.mode_told = None
                 detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
@@ -71,7 +71,7 @@ async def run_health_prober(
             await trio.sleep_until(started_s + interval_s)
     finally:
         if link is not None:
-            await link.aclose()
+            await dialing.live.close(link)
 
 
 def is_healthy(mode_told: str | None) -> bool:
@@ -83,8 +83,8 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     sent_s = trio.current_time()
     sent_us = wall_clock.now_us()
     await link.send(Ping(ping_id=ping_id, sent_us=sent_us, tails=view.tails, applied=view.applied, mode=view.mode))
-    pong = await link.receive()
-    if not isinstance(pong, Pong) or pong.ping_id != ping_id:
+    pong = await link.expect(Pong)
+    if pong.ping_id != ping_id:
         raise ProtocolViolation("unexpected", "not the pong of this ping")
     now_s = trio.current_time()
     record.rtt_ms = (now_s - sent_s) * 1000

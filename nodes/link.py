@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import trio
 
@@ -22,7 +23,7 @@ from protocol.handshake import (
     refusal_frame,
 )
 from protocol.keys import KeyRing
-from protocol.messages import Message, decode_message, encode_message
+from protocol.messages import Goodbye, Message, decode_message, encode_message
 
 READ_BYTES = 256 * 1024
 """One read from the socket: large enough that a megabyte batch costs a handful of calls."""
@@ -30,6 +31,9 @@ NONCE_BYTES = 32
 
 NETWORK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What a connection may end with at any await, through no fault of ours."""
+
+
+M = TypeVar("M")
 
 
 class LinkClosed(Exception):
@@ -84,11 +88,20 @@ def describe_failure(error: BaseException) -> str:
 class Link:
     """A stream with a session. Sending is for one task, receiving for one task."""
 
-    def __init__(self, stream: trio.SocketStream, session: Session, cutter: FrameCutter, shard_count: int) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, session: Session, cutter: FrameCutter, shard_count: int, *, is_dialer: bool
+    ) -> None:
         self._stream = stream
         self._cutter = cutter
         self._shard_count = shard_count
         self.session = session
+        self.is_dialer = is_dialer
+
+    def has_key_in(self, keys: KeyRing) -> bool:
+        """Whether the key that this link was made with is still one of ours."""
+        own, peer = keys.site_id, self.session.peer
+        dialer, listener = (own, peer) if self.is_dialer else (peer, own)
+        return keys.find(self.session.key_id, dialer=dialer, listener=listener) is not None
 
     async def send(self, message: Message) -> None:
         """Seal and send one message. After a cancellation the connection is of no more use."""
@@ -104,8 +117,24 @@ class Link:
         frame = await _next_frame(self._stream, self._cutter)
         return decode_message(self.session.opener.open(frame), shard_count=self._shard_count)
 
+    async def expect(self, kind: type[M]) -> M:
+        """The next message, which must be of a kind.
+
+        Raises:
+            PeerRefused: the other side says goodbye instead, and why.
+            ProtocolViolation: another message came.
+            LinkClosed: the other side closed.
+        """
+        message = await self.receive()
+        if isinstance(message, Goodbye):
+            raise PeerRefused(message.code, message.detail, wait_ms=message.wait_ms)
+        if not isinstance(message, kind):
+            raise ProtocolViolation("unexpected", f"{type(message).__name__} where {kind.__name__} was due")
+        return message
+
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Close the connection and forget its keys."""
+        self.session.batch_key.close()
         await trio.aclose_forcefully(self._stream)
 
 
@@ -153,7 +182,7 @@ async def dial(
                 raise
             await stream.send_all(proof)
             cutter.bytes_max = FRAME_BYTES_MAX
-            return Link(stream, session, cutter, identity.shard_count)
+            return Link(stream, session, cutter, identity.shard_count, is_dialer=True)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -187,4 +216,4 @@ async def welcome_dialer(
         await stream.send_all(reply)
         session = handshake.receive_proof(await _next_frame(stream, cutter))
         cutter.bytes_max = FRAME_BYTES_MAX
-        return Link(stream, session, cutter, identity.shard_count)
+        return Link(stream, session, cutter, identity.shard_count, is_dialer=False)

@@ -1,70 +1,139 @@
-"""The listener: every inbound connection proves its key, then is served by its role."""
+"""The listener: every connection attempt passes the gate, proves its key, then is served by its role."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from claudefs_repl.admission import Admission, Failure, Refusal, Ticket, address_key
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ReplicationConfig, SiteConfig
-from nodes.dialing import Dialing
-from nodes.link import NETWORK_ERRORS, Link, LinkClosed, describe_failure, welcome_dialer
+from nodes.dialing import Dialing, monotonic_us
+from nodes.link import LINK_ERRORS, Link, describe_failure, welcome_dialer
 from nodes.peers import PeerRecord
-from protocol.handshake import Role
-
-HALF_OPEN_MAX = 64
-"""Handshakes under way at once: each holds at most one frame of 4 KiB, for at most the handshake's time."""
+from protocol.handshake import Role, refusal_frame
+from protocol.messages import Goodbye
 
 Server = Callable[[Link, PeerRecord], Awaitable[None]]
+REFUSAL_TIMEOUT_S = 1.0
+"""To tell a refused connection why; whoever does not read it is closed."""
+TOLD_EVERY_S = 5.0
+"""Refusals of one kind are told so often at most, with their number: a flood is not a flood of lines."""
 
 
-async def run_listener(
-    *,
-    site: SiteConfig,
-    dialing: Dialing,
-    config: ReplicationConfig,
-    peers: Mapping[SiteId, PeerRecord],
-    servers: Mapping[Role, Server],
-    logger: FilteringBoundLogger,
-    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Accept connections for ever; each is served by the server of its role in a task of its own."""
-    half_open = trio.CapacityLimiter(HALF_OPEN_MAX)
+@dataclass(slots=True)
+class _RefusalLog:
+    """Tells refusals by kind, the first at once and the rest in numbers. Owned by the listener."""
 
-    async def serve(stream: trio.SocketStream) -> None:
+    logger: FilteringBoundLogger
+    told_at_s: dict[str, float] = field(default_factory=dict)
+    untold: dict[str, int] = field(default_factory=dict)
+
+    def tell(self, source: str, code: str, detail: str) -> None:
+        now_s = trio.current_time()
+        count = self.untold.pop(code, 0) + 1
+        if now_s - self.told_at_s.get(code, -TOLD_EVERY_S) < TOLD_EVERY_S:
+            self.untold[code] = count
+            return
+        self.told_at_s[code] = now_s
+        self.logger.warning("connection_refused", source=source, code=code, detail=detail, count=count)
+
+
+class Listener:
+    """Serves inbound connections. Owns the admission of its site."""
+
+    def __init__(
+        self,
+        *,
+        site: SiteConfig,
+        dialing: Dialing,
+        config: ReplicationConfig,
+        admission: Admission,
+        peers: Mapping[SiteId, PeerRecord],
+        servers: Mapping[Role, Server],
+        rng: random.Random,
+        logger: FilteringBoundLogger,
+    ) -> None:
+        self._site = site
+        self._dialing = dialing
+        self._config = config
+        self._admission = admission
+        self._peers = peers
+        self._servers = servers
+        self._rng = rng
+        self._refusals = _RefusalLog(logger)
+
+    async def run(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept connections for ever; each is served by the server of its role in a task of its own."""
+        await trio.serve_tcp(self._serve, self._site.port, host=self._site.address, task_status=task_status)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             source = stream.socket.getpeername()[0]
         except OSError:
             await trio.aclose_forcefully(stream)
             return
         try:
-            link = await _welcome(stream, half_open)
-        except (PeerRefused, ProtocolViolation) as refusal:
-            logger.warning("connection_refused", source=source, code=refusal.code, detail=refusal.detail)
-        except (LinkClosed, trio.TooSlowError, trio.WouldBlock, *NETWORK_ERRORS) as error:
-            logger.warning("connection_refused", source=source, code="no_handshake", detail=describe_failure(error))
-        else:
-            record = peers[link.session.peer]
-            record.came_back.notify()
-            await servers[link.session.role](link, record)
+            ticket = self._admission.arrive(address_key(source), now_us=monotonic_us(), draw=self._rng.random())
+            if isinstance(ticket, Refusal):
+                await self._turn_away(stream, source, ticket)
+                return
+            link = await self._welcome(stream, source, ticket)
+            if link is not None:
+                await self._serve_link(link, source, ticket)
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _welcome(stream: trio.SocketStream, limiter: trio.CapacityLimiter) -> Link:
-        limiter.acquire_nowait()
+    async def _turn_away(self, stream: trio.SocketStream, source: str, refusal: Refusal) -> None:
+        """Say why before a byte was read, and close."""
+        self._refusals.tell(source, refusal.code, refusal.detail)
+        told = refusal_frame(PeerRefused(refusal.code, refusal.detail, wait_ms=refusal.wait_ms))
+        with trio.move_on_after(REFUSAL_TIMEOUT_S):
+            try:
+                await stream.send_all(told)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+    async def _welcome(self, stream: trio.SocketStream, source: str, ticket: Ticket) -> Link | None:
         try:
             return await welcome_dialer(
                 stream,
-                identity=dialing.identity,
-                keys=dialing.keys,
-                known=peers,
-                entropy=dialing.entropy,
-                timeout_s=config.handshake_timeout_s,
+                identity=self._dialing.identity,
+                keys=self._dialing.keys,
+                known=self._peers,
+                entropy=self._dialing.entropy,
+                timeout_s=self._config.handshake_timeout_s,
             )
+        except (PeerRefused, ProtocolViolation) as refusal:
+            failure = Failure.BAD_PROOF if refusal.code == "bad_proof" else Failure.NOT_OURS
+            self._refusals.tell(source, refusal.code, refusal.detail)
+        except LINK_ERRORS as error:
+            failure = Failure.NO_AUTH
+            self._refusals.tell(source, "no_handshake", describe_failure(error))
         finally:
-            limiter.release()
+            self._admission.leave(ticket)
+        self._admission.fail(ticket, failure, now_us=monotonic_us())
+        return None
 
-    await trio.serve_tcp(serve, site.port, host=site.address, task_status=task_status)
+    async def _serve_link(self, link: Link, source: str, ticket: Ticket) -> None:
+        session = link.session
+        refusal = self._admission.prove(ticket, session.peer, now_us=monotonic_us())
+        try:
+            if refusal is not None:
+                self._refusals.tell(source, refusal.code, f"{self._peers[session.peer].site.name}: {refusal.detail}")
+                with trio.move_on_after(REFUSAL_TIMEOUT_S):
+                    await link.send(Goodbye(refusal.code, refusal.detail, refusal.wait_ms))
+                return
+            self._dialing.live.add(link)
+            record = self._peers[session.peer]
+            record.came_back.notify()
+            await self._servers[session.role](link, record)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        finally:
+            await self._dialing.live.close(link)

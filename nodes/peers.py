@@ -18,7 +18,8 @@ class PeerRecord:
     Attributes:
         site: its configuration.
         conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, pressure_ms,
-            ahead: by the conduit's sender (times are Trio's monotonic seconds).
+            ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; throttled_s is the time that
+            batches to this peer have waited at the rate limiter since the start).
         inbound_connected: by the conduit's receiver.
         came_back: notified by the listener when the peer dials us, so that we do not wait to dial it.
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
@@ -38,6 +39,7 @@ class PeerRecord:
     acked: tuple[int, ...] = ()
     pressure_ms: int = 0
     ahead: bool = False
+    throttled_s: float = 0.0
     inbound_connected: bool = False
     came_back: Wakeup = field(default_factory=Wakeup)
     first_tails: Cursors | None = None

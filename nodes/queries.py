@@ -9,6 +9,7 @@ import msgpack
 import trio
 
 from claudefs_repl.error import PeerRefused, ProtocolViolation, ReplError
+from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import SiteConfig
 from nodes.dialing import Dialing
 from nodes.link import LINK_ERRORS, Link, describe_failure
@@ -24,29 +25,51 @@ class PeerUnreachable(ReplError):
     """A peer could not be asked; the message says why."""
 
 
-async def ask_peer(dialing: Dialing, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> Any:
-    """Put one question to a peer.
+class PeerQueries:
+    """Questions to peers, each peer on one connection that is kept for the next question. Owned by the site's status."""
 
-    Raises:
-        PeerUnreachable: no connection, no answer in time, or the answer was an error.
-    """
-    try:
-        with trio.fail_after(timeout_s):
-            link = await dialing.dial(peer, Role.QUERY)
+    def __init__(self, dialing: Dialing) -> None:
+        self._dialing = dialing
+        self._links: dict[SiteId, Link] = {}
+        self._turns: dict[SiteId, trio.Lock] = {}
+
+    async def ask(self, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> Any:
+        """Put one question to a peer; one at a time for each.
+
+        Raises:
+            PeerUnreachable: no connection, no answer in time, or the answer was an error.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                async with self._turns.setdefault(peer.site_id, trio.Lock()):
+                    reply = await self._exchange(peer, Query(1, method, msgpack.packb(args)))
+        except (PeerRefused, *LINK_ERRORS) as error:
+            detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
+            raise PeerUnreachable(f"site {peer.name} cannot be asked: {detail}") from error
+        result = _unpack(reply.result)
+        if not reply.ok:
+            raise PeerUnreachable(f"site {peer.name}: {result}")
+        return result
+
+    async def _exchange(self, peer: SiteConfig, query: Query) -> Reply:
+        link = self._links.pop(peer.site_id, None)
+        if link is not None:
             try:
-                await link.send(Query(1, method, msgpack.packb(args)))
-                reply = await link.receive()
-            finally:
-                await link.aclose()
-    except (PeerRefused, *LINK_ERRORS) as error:
-        detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
-        raise PeerUnreachable(f"site {peer.name} cannot be asked: {detail}") from error
-    if not isinstance(reply, Reply):
-        raise PeerUnreachable(f"site {peer.name} answered with {type(reply).__name__}")
-    result = _unpack(reply.result)
-    if not reply.ok:
-        raise PeerUnreachable(f"site {peer.name}: {result}")
-    return result
+                return await self._on_link(link, peer, query)
+            except LINK_ERRORS:
+                pass  # the peer may have ended since; a new connection tells
+        return await self._on_link(await self._dialing.dial(peer, Role.QUERY), peer, query)
+
+    async def _on_link(self, link: Link, peer: SiteConfig, query: Query) -> Reply:
+        try:
+            await link.send(query)
+            reply = await link.expect(Reply)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._dialing.live.close(link)
+            raise
+        self._links[peer.site_id] = link
+        return reply
 
 
 async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: float) -> None:

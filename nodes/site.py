@@ -17,6 +17,8 @@ from typing import TextIO
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from claudefs_repl.admission import Admission
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.checkpoint import covers
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import CallerError
@@ -28,7 +30,7 @@ from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
-from nodes.dialing import Dialing
+from nodes.dialing import Dialing, dialer_limits
 from nodes.events import make_logger
 from nodes.failover_actor import run_failover_actor, run_own_health
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
@@ -36,9 +38,9 @@ from nodes.housekeeper import Housekeeper
 from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
 from nodes.key_files import load_keys
 from nodes.link import Link
-from nodes.listener import run_listener
+from nodes.listener import Listener
 from nodes.peers import PeerRecord
-from nodes.queries import serve_queries
+from nodes.queries import PeerQueries, serve_queries
 from nodes.recovery import Recovered, recover
 from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
 from nodes.seams import Entropy, WallClock
@@ -114,6 +116,8 @@ class _Running:
 
     recovered: Recovered
     dialing: Dialing
+    admission: Admission
+    sending: AuthRateLimiter
     manager: FailoverManager
     receiving: Receiving
     applier: Applier
@@ -195,9 +199,24 @@ class _Site:
         identity = LocalIdentity(
             self._cluster.cluster_id, self._cluster.shards, self._site.site_id, journals.own.journal.incarnation
         )
-        dialing = Dialing(identity, self._site.address, self._keys, self._entropy, config.handshake_timeout_s)
+        limits = self._cluster.rate_limit
+        dialing = Dialing(
+            identity=identity,
+            local_address=self._site.address,
+            keys=self._keys,
+            entropy=self._entropy,
+            timeout_s=config.handshake_timeout_s,
+            limiter=AuthRateLimiter(dialer_limits(limits)),
+        )
         receiving = Receiving(
-            journals, store, config, self._gate, lambda: self._gate.mode.value, self._wall_clock, self._logger
+            journals=journals,
+            store=store,
+            config=config,
+            limiter=AuthRateLimiter(limits),
+            gate=self._gate,
+            mode=lambda: self._gate.mode.value,
+            wall_clock=self._wall_clock,
+            logger=self._logger,
         )
         applier = Applier(
             journals=journals, store=store, share=config.applier_share, gate=self._gate, logger=self._logger
@@ -223,7 +242,7 @@ class _Site:
             peers=self._peers,
             peer_modes=self._peer_modes,
             gate=self._gate,
-            dialing=dialing,
+            queries=PeerQueries(dialing),
             wall_clock=self._wall_clock,
             applier=applier.stats,
             receiver=receiving.stats,
@@ -235,7 +254,20 @@ class _Site:
         )
         status.clients = clients.stats
         manager = FailoverManager(self._cluster.failover, self._site.site_id)
-        return _Running(recovered, dialing, manager, receiving, applier, housekeeper, status, clients, writes, requests)
+        return _Running(
+            recovered=recovered,
+            dialing=dialing,
+            admission=Admission(limits, [record.site.address for record in self._peers.values()]),
+            sending=AuthRateLimiter(limits),
+            manager=manager,
+            receiving=receiving,
+            applier=applier,
+            housekeeper=housekeeper,
+            status=status,
+            clients=clients,
+            writes=writes,
+            requests=requests,
+        )
 
     async def _serve(self, running: _Running) -> None:
         await running.manager.register_site(self._site.site_id, initial=SiteMode.STANDBY_READ_ONLY)
@@ -307,6 +339,7 @@ class _Site:
             record=record,
             log=running.recovered.journals.own,
             config=self._cluster.replication,
+            limiter=running.sending,
             gate=self._gate,
             wall_clock=self._wall_clock,
             rng=self._rng,
@@ -341,18 +374,18 @@ class _Site:
         async def query(link: Link, record: PeerRecord) -> None:
             await serve_queries(link, running.status.peer_handlers(), config.idle_timeout_s)
 
+        listener = Listener(
+            site=self._site,
+            dialing=running.dialing,
+            config=config,
+            admission=running.admission,
+            peers=self._peers,
+            servers={Role.CONDUIT: conduit, Role.PROBE: probe, Role.QUERY: query},
+            rng=self._rng,
+            logger=self._logger,
+        )
         try:
-            await nursery.start(
-                lambda task_status: run_listener(
-                    site=self._site,
-                    dialing=running.dialing,
-                    config=config,
-                    peers=self._peers,
-                    servers={Role.CONDUIT: conduit, Role.PROBE: probe, Role.QUERY: query},
-                    logger=self._logger,
-                    task_status=task_status,
-                )
-            )
+            await nursery.start(listener.run)
         except OSError as error:
             raise CallerError(
                 f"site {self._site.name} cannot listen at {self._site.address}:{self._site.port}: "

@@ -16,12 +16,11 @@ from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import ApplierStats
 from nodes.client_service import ClientStats
 from nodes.conduit_receiver import ReceiverStats
-from nodes.dialing import Dialing
 from nodes.entry_log import EntryLog, GapInLog
 from nodes.housekeeper import HousekeeperStats
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
-from nodes.queries import Handler, PeerUnreachable, ask_peer
+from nodes.queries import Handler, PeerQueries, PeerUnreachable
 from nodes.seams import WallClock
 from nodes.snapshots import cursors_from_json, cursors_to_json
 from nodes.store.sqlite_store import SqliteStore
@@ -50,7 +49,7 @@ class SiteStatus:
         peers: Mapping[SiteId, PeerRecord],
         peer_modes: Mapping[SiteId, SiteMode],
         gate: WriteGate,
-        dialing: Dialing,
+        queries: PeerQueries,
         wall_clock: WallClock,
         applier: ApplierStats,
         receiver: ReceiverStats,
@@ -64,7 +63,7 @@ class SiteStatus:
         self._peers = peers
         self._peer_modes = peer_modes
         self._gate = gate
-        self._dialing = dialing
+        self._queries = queries
         self._wall_clock = wall_clock
         self._applier = applier
         self._receiver = receiver
@@ -87,6 +86,8 @@ class SiteStatus:
             "pid": self._pid,
             "cluster_id": self._cluster.cluster_id,
             "mode": self._gate.mode.value,
+            "received": cursors_to_json(self._journals.received()),
+            "applied": cursors_to_json(self._store.applied),
             "version": 1,
         }
 
@@ -104,7 +105,7 @@ class SiteStatus:
 
         async def ask(site: SiteConfig) -> None:
             try:
-                answers[site.name] = await ask_peer(self._dialing, site, method, {}, timeout_s=timeout_s)
+                answers[site.name] = await self._queries.ask(site, method, {}, timeout_s=timeout_s)
             except PeerUnreachable as error:
                 answers[site.name] = {"name": site.name, "site_id": site.site_id, "unreachable": str(error)}
 
@@ -120,7 +121,7 @@ class SiteStatus:
             str(log.journal): distance(log.tails, cursor_of(self._store.applied, log.journal, log.shard_count))
             for log in self._journals.all()
         }
-        counts = await self._store.read(lambda view: {**view.counts(), "dead_letters": view.open_dead_letters()})
+        dead_letters = await self._store.read(lambda view: view.open_dead_letters())
         return {
             "name": self._site.name,
             "site_id": self._site.site_id,
@@ -137,7 +138,7 @@ class SiteStatus:
             "received": cursors_to_json(self._journals.received()),
             "applied": cursors_to_json(self._store.applied),
             "unapplied_entries": sum(unapplied.values()),
-            "tree": counts,
+            "dead_letters": dead_letters,
             "clients": 0 if self.clients is None else self.clients.connections,
             "totals": {
                 "entries_received": self._receiver.entries,
@@ -185,6 +186,7 @@ class SiteStatus:
             "entries_per_s": round(rate, 1),
             "catch_up_s": round(lag_entries / rate, 1) if lag_entries and rate > 0 else None,
             "reason": explain_lag(facts),
+            "throttled_s": round(record.throttled_s, 3),
             "rtt_ms": None if record.rtt_ms is None else round(record.rtt_ms, 3),
             "cut_off": record.cut_off or record.conduit_state is ConduitState.NEEDS_BOOTSTRAP,
         }
@@ -236,7 +238,7 @@ class SiteStatus:
         while True:
             args = {"after": after, "limit": MANIFEST_STEP}
             ours = await self._own_manifest(args)
-            theirs = await ask_peer(self._dialing, peer, "manifest", args, timeout_s=DIGEST_TIMEOUT_S)
+            theirs = await self._queries.ask(peer, "manifest", args, timeout_s=DIGEST_TIMEOUT_S)
             if ours["entries"] != theirs["entries"]:
                 pairs = dict(map(tuple, ours["entries"])), dict(map(tuple, theirs["entries"]))
                 differing = {path for path in {*pairs[0], *pairs[1]} if pairs[0].get(path) != pairs[1].get(path)}
@@ -258,7 +260,7 @@ class SiteStatus:
         if not isinstance(name, str):
             raise CallerError("manifest: site is a name")
         rest: dict[str, Any] = {key: args[key] for key in ("after", "limit") if key in args}
-        return await ask_peer(self._dialing, self._cluster.site(name), "manifest", rest, timeout_s=DIGEST_TIMEOUT_S)
+        return await self._queries.ask(self._cluster.site(name), "manifest", rest, timeout_s=DIGEST_TIMEOUT_S)
 
 
 def _judge(sites: dict[str, Any]) -> dict[str, Any]:

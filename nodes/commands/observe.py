@@ -144,7 +144,7 @@ async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool
 
 def render_status(answer: Mapping[str, Any]) -> Group:
     """A status as two tables, sites and links from each site to its peers, and what could not be learnt."""
-    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "files", "dead letters", "refuses writes")
+    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "dead letters", "refuses writes")
     links = _table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
     problems = [str(answer["error"])] if "error" in answer else []
     for name, site in answer["sites"].items():
@@ -152,11 +152,10 @@ def render_status(answer: Mapping[str, Any]) -> Group:
             sites.add_row(name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 4)
             problems.append(site["unreachable"])
             continue
-        tree = site["tree"]
         sites.add_row(
             *(name, str(site["site_id"]), str(site["pid"]), _mode(site["mode"])),
             *(f"{site['journal']['entries']:,}", f"{site['unapplied_entries']:,}"),
-            *(f"{tree.get('files', 0):,}", f"{tree.get('dead_letters', 0):,}"),
+            f"{site['dead_letters']:,}",
             Text("; ".join(map(str, site["refusing_writes"])), "yellow"),
         )
         for peer_name, peer in site["peers"].items():
@@ -177,7 +176,7 @@ def _table(*columns: str) -> Table:
     """A table whose last column alone may wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        numeric = column in ("id", "pid", "entries", "unapplied", "files", "dead letters", "entries/s")
+        numeric = column in ("id", "pid", "entries", "unapplied", "dead letters", "entries/s")
         table.add_column(
             column,
             justify="right" if numeric or column.startswith("lag") else "left",

@@ -90,7 +90,7 @@ async def test_a_put_that_was_interrupted_is_finished_by_running_it_again(
         put, output = await lab.start_cli(nursery, "put", str(tree), "alpha:/tree")
 
         async def begun() -> bool:
-            return bool((await lab.status("alpha"))["tree"]["files"])
+            return bool((await lab.status("alpha"))["journal"]["entries"])
 
         await lab.until(begun, "the put has begun")
         put.send_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ def link(**more: Any) -> dict[str, Any]:
 
 def site(name: str, site_id: int, **more: Any) -> dict[str, Any]:
     base = {"name": name, "site_id": site_id, "pid": 70 + site_id, "mode": "ActiveReadWrite", "refusing_writes": []}
-    counts = {"journal": {"entries": 1234}, "unapplied_entries": 5, "tree": {"files": 9, "dead_letters": 0}}
+    counts = {"journal": {"entries": 1234}, "unapplied_entries": 5, "dead_letters": 0}
     return {**base, **counts, "applied": {}, "received": {}, "peers": {}, **more}
 
 
