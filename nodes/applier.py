@@ -77,9 +77,13 @@ class Applier:
     async def catch_up(self, log: EntryLog) -> int:
         """Apply one log to its durable end; returns the entries applied."""
         total = 0
-        while applied := await self._step(log):
-            total += applied
-        await self._forget_reader(log)
+        try:
+            while applied := await self._step(log):
+                total += applied
+        finally:
+            # A reader that was ahead of a step that failed would leave a hole.
+            with trio.CancelScope(shield=True):
+                await self._forget_reader(log)
         return total
 
     def _pending(self, log: EntryLog) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ GROUP_REQUESTS_MAX = 512
 """Requests of one group: a group is validated and folded in one go and should take tens of milliseconds at most."""
 GROUP_BYTES_MAX = 4 << 20
 """Data bytes of one group: as much as a few receivers' batches, and no more memory than that."""
+BEHIND_RETRY_S = 1.0
+"""Between two attempts to bring the view up to the own log, when a full disk left it behind and nobody writes."""
 QUEUE_MAX = 256
 """Requests that wait for the next group; beyond it clients wait to hand theirs over."""
 
@@ -62,21 +65,32 @@ async def run_journal_writer(
 
     A group is validated and folded into the view in a store transaction, appended to the log with one sync, and only
     then committed and answered: nobody reads what is not durable, and what could not be appended is rolled back.
-
-    Args:
-        catch_up: folds the log into the store from where the store is; needed when a commit failed after its append.
+    `catch_up` folds the log into the store from where the store is, for when a commit failed after its append.
     """
+
+    def is_behind() -> bool:
+        return distance(log.tails, cursor_of(store.applied, log.journal, log.shard_count)) > 0
+
     async with requests:
-        async for first in requests:
-            group = _gather(first, requests)
+        while True:
+            group: list[WriteRequest] = []
+            # Whoever is behind tries again by itself: what peers have already must show here without another write.
+            with trio.move_on_after(BEHIND_RETRY_S if is_behind() else math.inf):
+                try:
+                    group = _gather(await requests.receive(), requests)
+                except trio.EndOfChannel:
+                    return
             try:
-                gate.check_write()
+                if group:
+                    gate.check_write()
             except NotWritable as refusal:
                 _fail(group, refusal)
                 continue
             try:
-                if distance(log.tails, cursor_of(store.applied, log.journal, log.shard_count)):
+                if is_behind():
                     await catch_up(log)
+                if not group:
+                    continue
                 clock.observe(store.applied_timestamp_us)
                 source = StampSource(
                     journal=log.journal,
