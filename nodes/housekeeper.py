@@ -194,6 +194,7 @@ class Housekeeper:
         try:
             await self._trim()
             room = self._config.reserve_bytes + self._config.segment_bytes
+            await self._storage.remove(PROBE_FILE)  # a crash may have left one
             probe = await self._storage.create(PROBE_FILE, room)
         except DiskFull:
             return

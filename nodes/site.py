@@ -21,7 +21,7 @@ from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.checkpoint import covers
 from claudefs_repl.clock import HybridClock
-from claudefs_repl.error import CallerError
+from claudefs_repl.error import CallerError, DiskFull, NotWritable
 from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import Inode, SiteId
@@ -53,6 +53,9 @@ from protocol.keys import KeyRing
 
 REPORTS_MAX = 256
 """Health reports under way: a few for each peer."""
+RECLAIM_AT_ONCE = 256
+"""Files given up with one request: a small part of a group commit."""
+RECLAIM_RETRY_S = 0.5
 STOPPING = "stopping"
 
 
@@ -284,8 +287,12 @@ class _Site:
             await running.writes.aclose()
             await self._drain(running.recovered)
             background.cancel_scope.cancel()
-        await running.housekeeper.write_evidence()
-        await running.recovered.store.make_durable()
+        try:
+            await running.housekeeper.write_evidence()
+            await running.recovered.store.make_durable()
+        except DiskFull as full:
+            # Both only make the next start quicker: the journals are durable, and the view is folded from them.
+            self._gate.close_for_disk(full, self._logger)
 
     def _start_background(self, nursery: trio.Nursery, running: _Running) -> None:
         recovered = running.recovered
@@ -415,15 +422,23 @@ class _Site:
         """Give up the files that interrupted clients of an earlier process left without a name."""
         origin = self._site.site_id
         leftover = await running.recovered.store.read(lambda view: view.nameless(origin))
-        while leftover and not self._gate.mode.is_writable:
-            await trio.sleep(0.5)
-        for at in range(0, len(leftover), 256):
-            ops = [GiveUp(Inode(inode)) for inode in leftover[at : at + 256]]
-            waiting = WriteRequest(LocalRequest(ops))
-            await running.writes.send(waiting)
-            await waiting.result()
-        if leftover:
-            self._logger.info("reclaimed", files=len(leftover))
+        count = len(leftover)
+        while leftover:
+            if self._gate.mode.is_writable:
+                waiting = WriteRequest(LocalRequest([GiveUp(Inode(inode)) for inode in leftover[:RECLAIM_AT_ONCE]]))
+                try:
+                    await running.writes.send(waiting)
+                    await waiting.result()
+                except NotWritable:
+                    pass  # a full disk, for now
+                except trio.ClosedResourceError:
+                    return  # the site stops: the next start finds them
+                else:
+                    del leftover[:RECLAIM_AT_ONCE]
+                    continue
+            await trio.sleep(RECLAIM_RETRY_S)
+        if count:
+            self._logger.info("reclaimed", files=count)
 
     async def _drain(self, recovered: Recovered) -> None:
         """Let connected conduits deliver what they have, until the deadline."""
