@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from claudefs_repl.journal import FILE_BYTES_MAX
 
-_LAST_BEFORE = "SELECT low, high FROM extent WHERE inode = ? AND low < ? ORDER BY low DESC LIMIT 1"
+_LAST_BEFORE = "SELECT low, high, stamp, data IS NULL FROM extent WHERE inode = ? AND low < ? ORDER BY low DESC LIMIT 1"
+_MOVE_HOLE = "UPDATE extent SET low = ? WHERE inode = ? AND low = ?"
 _INSERT = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
 _FIRST_REACHING = "SELECT low FROM extent WHERE inode = ? AND low <= ? ORDER BY low DESC LIMIT 1"
 _DROP_COVERED = "DELETE FROM extent WHERE inode = ? AND low >= ? AND low < ? AND high <= ? AND stamp < ?"
@@ -52,9 +53,15 @@ def data_runs(connection: sqlite3.Connection, inode: int, low: int, high: int) -
 
 
 def _put_run(connection: sqlite3.Connection, inode: int, low: int, high: int, stamp: bytes, data: bytes | None) -> None:
-    # Most writes append: the last run that begins below the new end is then wholly below the new start.
+    # Most writes append: the last run that begins below the new end is then wholly below the new start,
+    # or it is the hole that a truncate left, which begins there.
     last = connection.execute(_LAST_BEFORE, (inode, high)).fetchone()
     if last is None or last[1] <= low:
+        connection.execute(_INSERT, (inode, low, high, stamp, data))
+        return
+    run_low, run_high, run_stamp, is_hole = last
+    if is_hole and run_low == low and run_high > high and run_stamp < stamp:
+        connection.execute(_MOVE_HOLE, (high, inode, low))
         connection.execute(_INSERT, (inode, low, high, stamp, data))
         return
     connection.execute(_DROP_COVERED, (inode, low, high, high, stamp))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from claudefs_repl.checkpoint import Cursors, decode_cursors
 from claudefs_repl.journal import JournalId, Stamp, shard_of
@@ -21,8 +22,7 @@ _TOMBS = (
 _ADDS = "SELECT stamp FROM link WHERE parent = ? AND name = ? AND inode = ? AND is_dir = 0 ORDER BY stamp"
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(NamedTuple):
     """The entry that is being folded, without its payload.
 
     Attributes:

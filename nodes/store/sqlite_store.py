@@ -88,12 +88,11 @@ class SqliteStore:
     async def transaction(self) -> AsyncIterator[StoreTransaction]:
         """A transaction; what is not committed inside is rolled back at the end."""
         async with self._writing:
-            fold = await trio.to_thread.run_sync(self._begin)
-            transaction = StoreTransaction(self, fold)
+            transaction = StoreTransaction(self)
             try:
                 yield transaction
             finally:
-                if not transaction.is_committed:
+                if transaction.is_open:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._roll_back)
 
@@ -143,10 +142,10 @@ class SqliteStore:
             await trio.to_thread.run_sync(connection.close)
         self._idle_readers.clear()
 
-    def _begin(self) -> Fold:
-        with _told_apart(self.path):
-            self._writer.execute("BEGIN IMMEDIATE")
-            return Fold(self._writer)
+    def begin(self) -> Fold:
+        """Open a transaction; for `StoreTransaction`, in its thread."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        return Fold(self._writer)
 
     def _roll_back(self) -> None:
         # SQLite may have rolled back by itself, when the disk was full.
@@ -155,9 +154,8 @@ class SqliteStore:
 
     def commit(self, fold: Fold) -> None:
         """Commit the open transaction; for `StoreTransaction`, in its thread."""
-        with _told_apart(self.path):
-            fold.save()
-            self._writer.execute("COMMIT")
+        fold.save()
+        self._writer.execute("COMMIT")
 
     def _open_reader(self) -> sqlite3.Connection:
         with _told_apart(self.path):
@@ -208,44 +206,56 @@ class SqliteStore:
 
 
 class StoreTransaction:
-    """An open transaction of a store: what it folds is seen by nobody until it is committed.
+    """A transaction of a store: what it folds is seen by nobody until it is committed. It begins with the first fold.
 
     Attributes:
-        is_committed: whether `commit` has returned.
+        is_open: whether there is anything to commit or to roll back.
     """
 
-    def __init__(self, store: SqliteStore, fold: Fold) -> None:
-        self.is_committed = False
+    def __init__(self, store: SqliteStore) -> None:
+        self.is_open = False
         self._store = store
-        self._fold = fold
+        self._fold: Fold | None = None
+        self._is_usable = True
 
     async def fold_local(self, requests: Sequence[LocalRequest], source: StampSource) -> LocalFold:
         """Validate clients' operations against the tree and fold those in that fit (`nodes.store.validate`)."""
-        return await self._run(lambda: fold_local(self._fold, requests, source))
+        return await self._run(lambda fold: fold_local(fold, requests, source))
 
     async def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         """Fold entries of a journal in, in seq order for each shard; what is applied already has no effect."""
-        return await self._run(lambda: self._fold.fold_blocks(journal, blocks))
+        return await self._run(lambda fold: fold.fold_blocks(journal, blocks))
 
     async def commit(self) -> None:
-        """Make state and applied cursors visible together.
+        """Make state and applied cursors visible together; the transaction is over.
 
         Raises:
             DiskFull: there was no room; nothing of the transaction is left.
         """
-        await self._run(lambda: self._store.commit(self._fold))
-        self.is_committed = True
-        self._store.applied = dict(self._fold.applied)
-        self._store.applied_timestamp_us = self._fold.timestamp_us
+        fold = await self._run(self._commit)
+        self._store.applied = dict(fold.applied)
+        self._store.applied_timestamp_us = fold.timestamp_us
 
-    async def _run(self, function: Callable[[], T]) -> T:
-        assert not self.is_committed
+    def _commit(self, fold: Fold) -> Fold:
+        self._store.commit(fold)
+        self.is_open = False
+        return fold
 
-        def told_apart() -> T:
+    async def _run(self, function: Callable[[Fold], T]) -> T:
+        assert self._is_usable, "the transaction is over, or failed"
+
+        def in_thread() -> T:
             with _told_apart(self._store.path):
-                return function()
+                if self._fold is None:
+                    self._fold = self._store.begin()
+                    self.is_open = True
+                # Whatever fails in the middle of a fold leaves half of it behind: only a roll-back may follow.
+                self._is_usable = False
+                result = function(self._fold)
+                self._is_usable = self.is_open
+                return result
 
-        return await trio.to_thread.run_sync(told_apart)
+        return await trio.to_thread.run_sync(in_thread)
 
 
 def _connect(path: Path, *, cache_kib: int) -> sqlite3.Connection:
