@@ -8,7 +8,15 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import SiteUnknown
-from claudefs_repl.failover import FailoverEvent, FailoverManager, SiteDemoted, SiteMode, SitePromoted, SiteRecovered
+from claudefs_repl.failover import (
+    ConflictRequiresResolution,
+    FailoverEvent,
+    FailoverManager,
+    SiteDemoted,
+    SiteMode,
+    SitePromoted,
+    SiteRecovered,
+)
 from claudefs_repl.journal import SiteId
 from nodes.health_prober import HealthReport
 from nodes.seams import WallClock
@@ -48,20 +56,31 @@ def _log(
     names: Mapping[SiteId, str],
     logger: FilteringBoundLogger,
 ) -> None:
-    match event:
-        case SitePromoted(site_id, mode):
-            kind, reason = "SitePromoted", ""
-        case SiteDemoted(site_id, mode, reason):
-            kind = "SiteDemoted"
-        case SiteRecovered(site_id):
-            kind, mode, reason = "SiteRecovered", SiteMode.ACTIVE_READ_WRITE, ""
-        case _:
-            return
-    if site_id == local:
+    if isinstance(event, ConflictRequiresResolution):
+        return
+    if event.site_id == local:
+        log_own_event(event, logger)
+        return
+    kind, mode, reason = _describe(event)
+    detail = f"{reason}: {report.detail}" if reason else ""
+    logger.info("peer_mode_changed", peer=names[event.site_id], kind=kind, mode=mode.value, reason=detail)
+
+
+def log_own_event(event: FailoverEvent, logger: FilteringBoundLogger) -> None:
+    """Tell a change of this site's own mode."""
+    if not isinstance(event, ConflictRequiresResolution):
+        kind, mode, reason = _describe(event)
         logger.info("mode_changed", kind=kind, mode=mode.value, reason=reason)
-    else:
-        detail = f"{reason}: {report.detail}" if reason else ""
-        logger.info("peer_mode_changed", peer=names[site_id], kind=kind, mode=mode.value, reason=detail)
+
+
+def _describe(event: SitePromoted | SiteDemoted | SiteRecovered) -> tuple[str, SiteMode, str]:
+    match event:
+        case SitePromoted(_, mode):
+            return "SitePromoted", mode, ""
+        case SiteDemoted(_, mode, reason):
+            return "SiteDemoted", mode, reason
+        case SiteRecovered():
+            return "SiteRecovered", SiteMode.ACTIVE_READ_WRITE, ""
 
 
 async def run_own_health(

@@ -26,6 +26,7 @@ from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import Inode, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
@@ -251,17 +252,33 @@ class _Site:
             receiver=receiving.stats,
             housekeeper=housekeeper.stats,
         )
+        manager = FailoverManager(self._cluster.failover, self._site.site_id)
+        admission = Admission(limits, [record.site.address for record in self._peers.values()])
+        sending = AuthRateLimiter(limits)
+        admin = Admin(
+            cluster=self._cluster,
+            site=self._site,
+            storage=self._storage,
+            dialing=dialing,
+            limiters=Limiters(admission, dialing.limiter, (sending, receiving.limiter)),
+            manager=manager,
+            gate=self._gate,
+            logger=self._logger,
+        )
         writes, requests = trio.open_memory_channel[WriteRequest](QUEUE_MAX)
         clients = ClientService(
-            store=store, writes=writes, gate=self._gate, extra=status.client_handlers(), logger=self._logger
+            store=store,
+            writes=writes,
+            gate=self._gate,
+            extra={**status.client_handlers(), **admin.handlers()},
+            logger=self._logger,
         )
         status.clients = clients.stats
-        manager = FailoverManager(self._cluster.failover, self._site.site_id)
         return _Running(
             recovered=recovered,
             dialing=dialing,
-            admission=Admission(limits, [record.site.address for record in self._peers.values()]),
-            sending=AuthRateLimiter(limits),
+            admission=admission,
+            sending=sending,
             manager=manager,
             receiving=receiving,
             applier=applier,
@@ -274,6 +291,10 @@ class _Site:
 
     async def _serve(self, running: _Running) -> None:
         await running.manager.register_site(self._site.site_id, initial=SiteMode.STANDBY_READ_ONLY)
+        pinned = await read_pinned_mode(self._storage)
+        if pinned is not None:
+            await running.manager.force_mode(self._site.site_id, pinned, pin=True)
+            self._gate.mode = pinned
         for site_id in self._peers:
             await running.manager.register_site(site_id)
         async with trio.open_nursery() as background:

@@ -83,6 +83,14 @@ class KeyRing:
         """The key of an ordered pair, None if there is none."""
         return self._keys.get((key_id, dialer, listener))
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other ring holds the same keys and uses the same."""
+        if not isinstance(other, KeyRing):
+            return NotImplemented
+        return (self.site_id, self._use, self._keys) == (other.site_id, other._use, other._keys)
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, which is secret: not for tables
+
     def __repr__(self) -> str:
         return f"KeyRing(site_id={self.site_id}, keys={sorted(self._keys)})"
 

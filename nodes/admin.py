@@ -1,0 +1,133 @@
+"""The administrator's hand on a running site: reload, unblock, mode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from claudefs_repl.admission import Admission, address_key
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
+from claudefs_repl.error import CallerError
+from claudefs_repl.failover import FailoverManager, SiteMode
+from claudefs_repl.topology import ClusterConfig, RateLimitConfig, SiteConfig
+from nodes.config import load_cluster
+from nodes.dialing import Dialing, dialer_limits
+from nodes.failover_actor import log_own_event
+from nodes.key_files import load_keys
+from nodes.queries import Handler
+from nodes.seams import Storage
+from nodes.write_gate import WriteGate
+
+MODE_FILE = "mode.json"
+
+
+async def read_pinned_mode(storage: Storage) -> SiteMode | None:
+    """The mode that an operator pinned before the last stop, None if none is."""
+    content = await storage.read_file(MODE_FILE)
+    return None if content is None else SiteMode(json.loads(content)["pinned"])
+
+
+@dataclass(frozen=True, slots=True)
+class Limiters:
+    """Every limiter of a site that follows `[rate_limit]`."""
+
+    admission: Admission
+    dialing: AuthRateLimiter
+    paced: Sequence[AuthRateLimiter]
+
+    def reconfigure(self, config: RateLimitConfig) -> None:
+        """Take new limits; what was counted stays counted."""
+        self.admission.reconfigure(config)
+        self.dialing.reconfigure(dialer_limits(config))
+        for limiter in self.paced:
+            limiter.reconfigure(config)
+
+
+class Admin:
+    """Serves the administrator's requests on the client socket."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterConfig,
+        site: SiteConfig,
+        storage: Storage,
+        dialing: Dialing,
+        limiters: Limiters,
+        manager: FailoverManager,
+        gate: WriteGate,
+        logger: FilteringBoundLogger,
+    ) -> None:
+        self._cluster = cluster
+        self._site = site
+        self._storage = storage
+        self._dialing = dialing
+        self._limiters = limiters
+        self._manager = manager
+        self._gate = gate
+        self._logger = logger
+
+    def handlers(self) -> dict[str, Handler]:
+        """What the client service asks."""
+        return {"reload": self._reload, "unblock": self._unblock, "mode": self._mode}
+
+    async def _reload(self, args: dict[str, Any]) -> Any:
+        """Read `cluster.toml` and the keys again: limits and keys change at once, the rest at the next start."""
+        found = load_cluster(self._cluster.path)
+        keys = load_keys(found.key_file(found.site(self._site.name)), self._site)
+        changed = []
+        if found.rate_limit != self._cluster.rate_limit:
+            self._limiters.reconfigure(found.rate_limit)
+            changed.append("rate_limit")
+        if keys != self._dialing.keys:
+            self._dialing.keys = keys
+            closed = await self._dialing.live.close_retired(keys)
+            changed.append(f"keys ({closed} connections of retired keys closed)")
+        restart_needed = [
+            field.name
+            for field in fields(ClusterConfig)
+            if field.name not in ("path", "rate_limit")
+            and getattr(found, field.name) != getattr(self._cluster, field.name)
+        ]
+        self._cluster = found
+        self._logger.info("reloaded", changed=changed, restart_needed=restart_needed)
+        return {"changed": changed, "restart_needed": restart_needed}
+
+    async def _unblock(self, args: dict[str, Any]) -> Any:
+        site, address = args.get("site"), args.get("address")
+        if isinstance(site, str):
+            self._limiters.admission.unblock_site(self._cluster.site(site).site_id)
+            unblocked = site
+        elif isinstance(address, str):
+            try:
+                self._limiters.admission.unblock_address(address_key(address))
+            except ValueError as error:
+                raise CallerError(f"unblock: {address!r} is neither a site's name nor an IP address") from error
+            unblocked = address
+        else:
+            raise CallerError("unblock: name a site or an address")
+        self._logger.info("unblocked", what=unblocked)
+        return {"unblocked": unblocked}
+
+    async def _mode(self, args: dict[str, Any]) -> Any:
+        own = self._site.site_id
+        wanted = args.get("mode")
+        if wanted is not None:
+            mode = next((mode for mode in SiteMode if mode.value == wanted), None)
+            if mode is None:
+                raise CallerError(f"mode: one of {', '.join(mode.value for mode in SiteMode)}, not {wanted!r}")
+            pin = args.get("pin") is True
+            for event in await self._manager.force_mode(own, mode, pin=pin):
+                log_own_event(event, self._logger)
+            self._gate.mode = mode
+            if pin:
+                await self._storage.replace_file(MODE_FILE, json.dumps({"pinned": mode.value}).encode())
+        if args.get("release") is True:
+            await self._manager.release(own)
+            await self._storage.remove(MODE_FILE)
+        state = next(state for state in await self._manager.all_states() if state.site_id == own)
+        return {"mode": state.mode.value, "pinned": state.pinned, "failover_count": state.failover_count}
