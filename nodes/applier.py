@@ -17,6 +17,8 @@ from nodes.write_gate import WriteGate
 STEP_BYTES = 256 * 1024
 """Log bytes of one transaction: about a thousand small entries, a few tens of milliseconds; a client's write that
 comes meanwhile waits no longer than that."""
+BACKLOG_ENTRIES = 10_000
+"""Fewer entries than these are applied in less than half a second: no backlog that making way would serve."""
 PAUSE_MAX_S = 1.0
 """The longest rest between two steps, so that a slow step does not stop the applying for a while."""
 DISK_RETRY_S = 1.0
@@ -69,7 +71,7 @@ class Applier:
                     continue
                 progressed = True
                 busy_s = trio.current_time() - started_s
-                if self._pending(log) > before:
+                if self._pending(log) > max(before, BACKLOG_ENTRIES):
                     await trio.sleep(min(PAUSE_MAX_S, busy_s * (1 / self._share - 1)))
             if not progressed:
                 await self._journals.replica_grew.wait()
