@@ -18,7 +18,7 @@ from nodes.entry_log import GapInLog
 from nodes.housekeeper import read_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
 from nodes.seams import Entropy, Storage
-from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, restore_snapshot
+from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
 
@@ -83,8 +83,12 @@ async def recover(
     applier = Applier(journals=journals, store=store, share=1.0, gate=gate, logger=logger)
     try:
         replayed = 0
-        for log in journals.all() if rebuild else (journals.own,):
-            replayed += await applier.catch_up(log)
+        for log in journals.all():
+            if rebuild or log is journals.own:
+                replayed += await applier.catch_up(log)
+            else:
+                # Applied later; whether it can be is told now.
+                log.reader(cursor_of(store.applied, log.journal, log.shard_count))
     except GapInLog as gap:
         raise WorldError(
             f"site {site.name}: the view lacks entries that the logs no longer hold ({gap}); rebuild it from its newest "
@@ -170,10 +174,10 @@ async def _open_store(
                 f"site {site.name}: the view cannot be made: there is no local snapshot, and the log of journal "
                 f"{trimmed[0]} no longer reaches back to its first entry"
             )
-        for name in (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
-            await storage.remove(name)
         if snapshot is not None:
             await restore_snapshot(storage, snapshot, STORE_FILE)
+        else:
+            await remove_store(storage, STORE_FILE)
     return await SqliteStore.open(Path(site.data_dir) / STORE_FILE, shard_count=shard_count)
 
 

@@ -82,17 +82,25 @@ async def newest_snapshot(storage: Storage) -> Snapshot | None:
 
 
 async def restore_snapshot(storage: Storage, snapshot: Snapshot, target: str) -> None:
-    """Put a snapshot's store in the place of the site's, after checking its digest.
+    """Put a snapshot's store in the place of the site's, which goes only when the copy is found whole.
 
     Raises:
-        WorldError: the copy is not what was written.
+        WorldError: the copy is not what was written. The site's store is as it was.
+        DiskFull: there is no room for both. The site's store is as it was.
     """
     if await _sha256(storage, snapshot.store_path) != snapshot.sha256:
         raise WorldError(f"{snapshot.store_path} is damaged: its SHA-256 is not the one in its manifest")
     temporary = f"{target}.restoring"
     await storage.remove(temporary)
     await storage.copy(snapshot.store_path, temporary)
+    await remove_store(storage, target)
     await storage.rename(temporary, target)
+
+
+async def remove_store(storage: Storage, target: str) -> None:
+    """Remove a store with its WAL; the database first, because without its WAL it is worth nothing."""
+    for name in (target, f"{target}-wal", f"{target}-shm"):
+        await storage.remove(name)
 
 
 async def _sha256(storage: Storage, path: str) -> str:
