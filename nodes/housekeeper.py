@@ -79,7 +79,7 @@ class Housekeeper:
         self._gate = gate
         self._snapshot = snapshot
         self._logger = logger
-        self._bytes_at_snapshot = self._log_bytes() if snapshot is not None else 0
+        self._bytes_at_snapshot = 0 if snapshot is None else self._applied_bytes(snapshot.applied)
         self._stalled: set[SiteId] = set()
         self._written: dict[str, list[int]] = {}
         self.stats = HousekeeperStats(snapshot_applied=None if snapshot is None else snapshot.applied)
@@ -100,7 +100,8 @@ class Housekeeper:
                     await self.write_evidence()
                 if tick % DURABLE_EVERY_TICKS == 0:
                     await self._store.make_durable()
-                if self._log_bytes() - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
+                applied_bytes = self._applied_bytes(self._store.applied)
+                if applied_bytes - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
                     await self._take_snapshot()
                 await self._trim()
             except DiskFull as full:
@@ -118,8 +119,9 @@ class Housekeeper:
             await self._storage.replace_file(CURSORS_FILE, json.dumps({"format": 1, "durable": value}).encode())
             self._written = value
 
-    def _log_bytes(self) -> int:
-        return sum(log.position for log in self._journals.all())
+    def _applied_bytes(self, applied: Cursors) -> int:
+        """Log bytes that a view with these cursors has folded: a snapshot is worth what it lets go, not what came in."""
+        return sum(log.position_of(cursor_of(applied, log.journal, log.shard_count)) for log in self._journals.all())
 
     def _sample_lag(self) -> None:
         now_s = trio.current_time()
@@ -136,9 +138,11 @@ class Housekeeper:
 
     async def _take_snapshot(self) -> None:
         started_s = trio.current_time()
-        log_bytes = self._log_bytes()
-        self._snapshot = await take_snapshot(self._storage, self._root, self._store)
-        self._bytes_at_snapshot = log_bytes
+        snapshot = await take_snapshot(self._storage, self._root, self._store)
+        # Logs are cut below it next: the store itself must not fall behind that when the power goes.
+        await self._store.make_durable()
+        self._snapshot = snapshot
+        self._bytes_at_snapshot = self._applied_bytes(snapshot.applied)
         self.stats.snapshots += 1
         self.stats.snapshot_applied = self._snapshot.applied
         self._logger.info(
