@@ -162,8 +162,9 @@ class SiteStatus:
         lag_entries = distance(own.tails, acked)
         lag_bytes, lag_s = await self._lag(own, acked)
         rate = record.lag.ack_rate()
+        is_cut_off = record.cut_off and record.conduit_state is not ConduitState.CONNECTED
         facts = LinkFacts(
-            state=record.conduit_state,
+            state=ConduitState.NEEDS_BOOTSTRAP if is_cut_off else record.conduit_state,
             lag_entries=lag_entries,
             falling=record.lag.is_falling(),
             ack_rate=rate,
