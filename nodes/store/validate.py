@@ -104,6 +104,8 @@ class _Group:
         applied = fold.cursors_of(source.journal)
         assert source.next_seqs == tuple(seq + 1 for seq in applied), "the journal is ahead of the store"
         assert source.shard_count == fold.shard_count
+        # What is written here orders after all that it has seen.
+        source.clock.observe(fold.timestamp_us)
         self.blocks: list[Block] = []
         self._fold = fold
         self._source = source

@@ -10,7 +10,7 @@ from claudefs_repl.block import Block, NewRow, join_blocks
 from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.journal import ROOT_INODE, JournalId, Op, SiteId, entry_crc32, make_inode, shard_of
 from claudefs_repl.operations import Create, Link, MkDir, Rename, Replaced, Unlink, Write
-from nodes.store.local import CreateFile, MakeDir, Remove, RemoveDir, WriteData
+from nodes.store.local import CreateFile, MakeDir, MakeLink, Remove, RemoveDir, WriteData
 from protocol.payload import OP_OF, encode_payload
 
 SHARDS = 2
@@ -171,16 +171,19 @@ def test_a_removal_keeps_no_tomb_when_all_that_it_has_seen_is_here(pair):
 
 def test_an_object_that_becomes_known_late_shows_the_removed_directory_that_holds_it(memory_site):
     """A removed directory appears when the maker of what is linked into it is heard of at last."""
-    first, second, third = memory_site(1), memory_site(2), memory_site(3)
-    first.do(MakeDir(1, b"d", 0, 0, 0, 0))
-    second.pull(first)
-    directory = first.listing()[b"d"]
-    (created,) = second.do(CreateFile(directory, b"f", 0, 0, 0, 0))
-    first.do(RemoveDir(1, b"d"))
-    third.pull(first)
-    assert third.listing() == {}
-    third.pull(second)
-    assert third.listing(directory) == {b"f": created.inode}
-    assert list(third.listing()) == [b"d"]
-    for site in (first, second, third):
+    maker, remover, linker, late = (memory_site(number) for number in (1, 2, 3, 4))
+    remover.do(MakeDir(1, b"d", 0, 0, 0, 0))
+    directory = remover.listing()[b"d"]
+    (created,) = maker.do(CreateFile(1, b"f", 0, 0, 0, 0))
+    linker.pull(remover)
+    linker.pull(maker)
+    linker.do(MakeLink(created.inode, directory, b"g"))
+    remover.do(RemoveDir(1, b"d"))
+    late.pull(remover)
+    late.pull(linker)
+    assert late.listing() == {}
+    late.pull(maker)
+    assert late.listing() == {b"d": directory, b"f": created.inode}
+    assert late.listing(directory) == {b"g": created.inode}
+    for site in (maker, remover, linker, late):
         site.close()

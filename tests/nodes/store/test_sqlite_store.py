@@ -160,6 +160,24 @@ async def test_what_is_durable_is_in_the_files_even_beside_a_long_reader(store, 
     await copy.close()
 
 
+async def test_an_idle_store_is_durable_as_it_is(store, tmp_path):
+    """Nothing committed since the start is nothing to lose."""
+    await write(store, CreateFile(1, b"f", 0, 0, 0, 0))
+    await store.make_durable()
+    again = await SqliteStore.open(tmp_path / "store.db", shard_count=SHARDS)
+    assert equal(await again.make_durable(), store.applied)
+    await again.close()
+
+
+async def test_the_clock_passes_what_is_applied(store):
+    """A site whose clock was not told of what it applied still stamps later than that."""
+    await write(store, CreateFile(1, b"f", 0, 0, 0, 0))
+    async with store.transaction() as transaction:
+        behind = StampSource(JOURNAL, SHARDS, source(store).next_seqs, HybridClock(), 5)
+        folded = await transaction.fold_local([LocalRequest([CreateFile(1, b"g", 0, 0, 0, 0)])], behind)
+        assert folded.blocks[0].timestamps[0] > store.applied_timestamp_us
+
+
 async def test_the_wal_starts_again_after_make_durable(store, tmp_path):
     """Its size is bounded by what is written between two of them."""
     sizes = []
