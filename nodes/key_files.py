@@ -8,11 +8,15 @@
 | keys    | list of {key_id, dialer, listener (site ids), secret (64 hexadecimal digits)}            |
 
 Each ordered pair of sites has a key of its own, random, in both sites' files and in no other: nothing derives from a
-secret of the whole cluster, so no site can speak as another. A pair may have several keys, while they are rotated.
+secret of the whole cluster, so no site can speak as another.
+
+The keys that were made together, one for each pair, are a *generation* and have one key id. Files hold two of them while
+keys are rotated: see `nodes.key_rotation`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -29,6 +33,7 @@ from nodes.seams import Entropy
 from protocol.keys import SECRET_BYTES, KeyRing, PairKey
 
 KEY_FILE_VERSION = 1
+FIRST_KEY_ID = "k1"
 KEY_FILE_BYTES_MAX = 4 << 20
 """Room for two keys with each of 2,047 sites in both directions."""
 
@@ -39,29 +44,30 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _KeyTable(_Table):
+class _Key(_Table):
     key_id: str
     dialer: _Id
     listener: _Id
     secret: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
 
 
-class _KeyFile(_Table):
+class KeyTable(_Table):
+    """A key file's content, of the right shape; `ring_of` checks what it says."""
+
     version: int
     site_id: _Id
     use: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")], str]
-    keys: list[_KeyTable]
+    keys: list[_Key]
 
 
-def make_keys(sites: Sequence[SiteConfig], entropy: Entropy) -> dict[str, str]:
-    """Fresh keys for every ordered pair of sites: the content of each site's file, by the site's name."""
+def make_keys(sites: Sequence[SiteConfig], entropy: Entropy, key_id: str = FIRST_KEY_ID) -> dict[str, str]:
+    """A generation of fresh keys, one for every ordered pair of sites: the content of each site's file, by its name."""
     keys: dict[SiteId, list[dict[str, object]]] = {site.site_id: [] for site in sites}
     use: dict[SiteId, dict[str, str]] = {site.site_id: {} for site in sites}
     for dialer in sites:
         for listener in sites:
             if dialer is listener:
                 continue
-            key_id = f"{dialer.site_id}-{listener.site_id}-{entropy(4).hex()}"
             key: dict[str, object] = {
                 "key_id": key_id,
                 "dialer": dialer.site_id,
@@ -113,10 +119,27 @@ def load_keys(path: Path, site: SiteConfig) -> KeyRing:
     Raises:
         ConfigInvalid: with one line for each problem; secrets are never shown.
     """
+    return ring_of(path, site, read_key_file(path))
+
+
+def read_key_file(path: Path) -> KeyTable:
+    """A key file's content, if only its owner may read it.
+
+    Raises:
+        ConfigInvalid: with one line for each problem; secrets are never shown.
+    """
     try:
-        found = _KeyFile.model_validate_json(_read_private(path))
+        return KeyTable.model_validate_json(_read_private(path))
     except ValidationError as invalid:
         raise ConfigInvalid([_explain(path, error["loc"], error["msg"]) for error in invalid.errors()]) from None
+
+
+def ring_of(path: Path, site: SiteConfig, found: KeyTable) -> KeyRing:
+    """The keys of a file's content.
+
+    Raises:
+        ConfigInvalid: it is another site's, or not all of its keys can be this site's.
+    """
     problems = []
     if found.version != KEY_FILE_VERSION:
         problems.append(f"{path}: version: expected {KEY_FILE_VERSION}, got {found.version}")
@@ -165,3 +188,77 @@ def _read_private(path: Path) -> bytes:
 def _explain(path: Path, where: tuple[int | str, ...], message: str) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     return f"{path}: {key or 'content'}: {message.replace('Input should be', 'expected')}"
+
+
+def key_file_text(table: KeyTable) -> str:
+    """A key file's content as it is written."""
+    return json.dumps(table.model_dump(), indent=1) + "\n"
+
+
+def replace_files(contents: Mapping[Path, str]) -> None:
+    """Give files new content together, mode 0600, or none of them.
+
+    All are on disk under other names before the first takes its place. If one cannot take its place, those before it get
+    back what they had; a crash at that moment leaves some new and some old, each of them whole.
+
+    Raises:
+        ConfigInvalid: a file cannot be written; none was changed.
+    """
+    targets = {path.resolve(): content for path, content in contents.items()}
+    former: dict[Path, bytes | None] = {}
+    try:
+        for target, content in targets.items():
+            former[target] = target.read_bytes() if target.exists() else None
+            _write_beside(target, content.encode())
+        replaced: list[Path] = []
+        try:
+            for target in targets:
+                os.replace(_beside(target), target)
+                replaced.append(target)
+            for directory in {target.parent for target in targets}:
+                _sync_directory(directory)
+        except OSError:
+            for target in replaced:
+                _put_back(target, former[target])
+            raise
+    except OSError as error:
+        where = error.filename2 or error.filename or next(iter(targets))
+        raise ConfigInvalid([f"{where}: cannot be written: {error.strerror}; no key file was changed"]) from error
+    finally:
+        for target in targets:
+            with contextlib.suppress(OSError):  # gone already, or the directory is what cannot be written
+                _beside(target).unlink()
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
+
+
+def _write_beside(target: Path, content: bytes) -> None:
+    """Write and sync what will replace a file; its owner stays, so that a site of another user can still read it."""
+    path = _beside(target)
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        if target.exists():
+            owner = target.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_back(target: Path, content: bytes | None) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is told
+        if content is None:
+            target.unlink()
+        else:
+            _write_beside(target, content)
+            os.replace(_beside(target), target)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
