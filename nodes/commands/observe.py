@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -303,6 +303,24 @@ def logs(
     cluster: ClusterConfig, follow: bool, only: Sequence[str], names: Sequence[str], lines: int, as_json: bool
 ) -> None:
     """Show the events of this machine's sites, merged in the order of time."""
+    show_logs(cluster, only, names or None, follow=follow, lines=lines, as_json=as_json)
+
+
+def show_logs(
+    cluster: ClusterConfig,
+    only: Sequence[str],
+    names: Container[str] | None,
+    *,
+    follow: bool,
+    lines: int,
+    as_json: bool,
+) -> None:
+    """Print events by name: the last so many that sites of this machine logged (0 is all), then new ones until Ctrl-C.
+
+    Args:
+        only: the sites by name, none for all.
+        names: the kinds of events, None for whatever the logs have.
+    """
     paths = [events_path(site) for site in [cluster.site(name) for name in only] or cluster.sites]
     if not follow and not any(path.exists() for path in paths):
         click.echo("claudefs-repl: no site has logged anything on this machine yet", err=True)
@@ -310,7 +328,7 @@ def logs(
     colours = site_colours(site.name for site in cluster.sites) if sys.stdout.isatty() else {}
 
     def is_wanted(event: Mapping[str, Any]) -> bool:
-        return not names or event.get("event") in names
+        return names is None or event.get("event") in names
 
     def show(events: Iterable[Mapping[str, Any]]) -> None:
         for event in filter(is_wanted, events):
