@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -81,8 +83,9 @@ def init(directory: Path, sites: int, base_port: int, as_json: bool) -> None:
 )
 @click.option("--detach", is_flag=True, help="Return when all sites are ready; they run on. Stop them with `down`.")
 @click.option("--restart", is_flag=True, help="Start a site again when it ends by itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; only with --detach.")
 @pass_cluster
-def up(cluster: ClusterConfig, detach: bool, restart: bool) -> None:
+def up(cluster: ClusterConfig, detach: bool, restart: bool, as_json: bool) -> None:
     """Start every site of the cluster that belongs on this machine, and show their logs.
 
     Ctrl-C stops them in order, a second one at once. Sites that run already are left as they are, and stopped with the
@@ -90,32 +93,44 @@ def up(cluster: ClusterConfig, detach: bool, restart: bool) -> None:
     """
     if detach and restart:
         raise click.UsageError("--restart needs `up` to stay; it cannot go with --detach")
+    if as_json and not detach:
+        raise click.UsageError("--json goes with --detach; events as JSON are shown by: claudefs-repl logs --json -f")
     sites = local_sites(cluster)
     check_keys(cluster, sites)
-    for site in cluster.sites:
-        if site not in sites:
-            click.echo(f"site {site.name} runs elsewhere ({site.address})")
+    elsewhere = {site.name: site.address for site in cluster.sites if site not in sites}
+    if as_json:
+        echo_json({"sites": run_async(_up_detached, cluster, sites, echo=lambda _: None), "elsewhere": elsewhere})
+        return
+    for name, address in elsewhere.items():
+        click.echo(f"site {name} runs elsewhere ({address})")
     if detach:
-        run_async(_up_detached, cluster, sites)
+        run_async(_up_detached, cluster, sites, echo=click.echo)
         return
     end(run_async(run_up, cluster, sites, out=sys.stdout, wall_clock=SystemClock(), restart=restart))
 
 
-async def _up_detached(cluster: ClusterConfig, sites: list[SiteConfig]) -> None:
-    """Start what does not run. If one fails, those that this call started are stopped again."""
+async def _up_detached(
+    cluster: ClusterConfig, sites: list[SiteConfig], *, echo: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Start what does not run; each site's process. If one fails, those that this call started are stopped again."""
+    outcomes: dict[str, dict[str, Any]] = {}
     started: list[SiteConfig] = []
     failures: list[SiteFailed] = []
 
     async def start(site: SiteConfig) -> None:
         pid = site_pid(site)
         if pid is not None:
-            click.echo(f"site {site.name} runs already (pid {pid})")
+            outcomes[site.name] = {"state": "ran already", "pid": pid}
+            echo(f"site {site.name} runs already (pid {pid})")
             return
         try:
-            click.echo(f"site {site.name} is ready (pid {await _start_detached(cluster, site)})")
-            started.append(site)
+            pid = await _start_detached(cluster, site)
         except SiteFailed as failure:
             failures.append(failure)
+            return
+        outcomes[site.name] = {"state": "ready", "pid": pid}
+        echo(f"site {site.name} is ready (pid {pid})")
+        started.append(site)
 
     async with trio.open_nursery() as nursery:
         for site in sites:
@@ -124,6 +139,7 @@ async def _up_detached(cluster: ClusterConfig, sites: list[SiteConfig]) -> None:
         for site in started:
             await stop_site(cluster, site)
         raise failures[0]
+    return dict(sorted(outcomes.items()))
 
 
 async def _start_detached(cluster: ClusterConfig, site: SiteConfig) -> int:
@@ -143,11 +159,7 @@ async def _start_detached(cluster: ClusterConfig, site: SiteConfig) -> int:
     return site_pid(site) or process.pid
 
 
-@click.command(
-    epilog=examples(
-        "claudefs-repl -c /etc/claudefs-repl/cluster.toml node alpha",
-    )
-)
+@click.command(epilog=examples("claudefs-repl down", "claudefs-repl down --json"))
 @json_option
 @pass_cluster
 def down(cluster: ClusterConfig, as_json: bool) -> None:
@@ -178,7 +190,11 @@ async def _down(cluster: ClusterConfig, as_json: bool) -> int:
     return EXIT_NO if "killed" in outcomes.values() else 0
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "claudefs-repl -c /etc/claudefs-repl/cluster.toml node alpha",
+    )
+)
 @click.argument("site", type=SITE_NAME)
 @click.option("--quiet", is_flag=True, help="Write events to the site's log only, not to stdout too.")
 @click.option("--tied", is_flag=True, hidden=True, help="Stop when stdin ends, as it does when the starter is gone.")
@@ -221,41 +237,43 @@ def fault() -> None:
     """Break a site of this machine on purpose, and bring it back."""
 
 
-@fault.command(
-    epilog=examples(
-        "claudefs-repl rebuild beta && claudefs-repl fault restart beta",
-    )
-)
+@fault.command(epilog=examples("claudefs-repl fault kill beta && claudefs-repl status"))
 @click.argument("site", type=SITE_NAME)
+@json_option
 @pass_cluster
-def kill(cluster: ClusterConfig, site: str) -> None:
+def kill(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """End SITE by SIGKILL, as a crash would."""
     pid = run_async(kill_site, cluster.site(site))
-    click.echo(f"site {site} (pid {pid}) was killed; start it again with: claudefs-repl fault restart {site}")
+    text = f"site {site} (pid {pid}) was killed; start it again with: claudefs-repl fault restart {site}"
+    _echo_state(site, pid, "killed", text, as_json=as_json)
 
 
-@fault.command()
+@fault.command(epilog=examples("claudefs-repl fault pause gamma; sleep 10; claudefs-repl fault resume gamma"))
 @click.argument("site", type=SITE_NAME)
+@json_option
 @pass_cluster
-def pause(cluster: ClusterConfig, site: str) -> None:
+def pause(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Stop SITE's process where it is, without ending it: SIGSTOP."""
     pid = signal_site(cluster.site(site), signal.SIGSTOP)
-    click.echo(f"site {site} (pid {pid}) is paused; let it go on with: claudefs-repl fault resume {site}")
+    text = f"site {site} (pid {pid}) is paused; let it go on with: claudefs-repl fault resume {site}"
+    _echo_state(site, pid, "paused", text, as_json=as_json)
 
 
-@fault.command()
+@fault.command(epilog=examples("claudefs-repl fault resume gamma"))
 @click.argument("site", type=SITE_NAME)
+@json_option
 @pass_cluster
-def resume(cluster: ClusterConfig, site: str) -> None:
+def resume(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Let a paused SITE go on: SIGCONT."""
     pid = signal_site(cluster.site(site), signal.SIGCONT)
-    click.echo(f"site {site} (pid {pid}) goes on")
+    _echo_state(site, pid, "resumed", f"site {site} (pid {pid}) goes on", as_json=as_json)
 
 
-@fault.command()
+@fault.command(epilog=examples("claudefs-repl fault restart beta --json"))
 @click.argument("site", type=SITE_NAME)
+@json_option
 @pass_cluster
-def restart(cluster: ClusterConfig, site: str) -> None:
+def restart(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Start SITE; if it runs, stop it in order first. It then runs by itself, until `down` or the end of `up`."""
     chosen = cluster.site(site)
     if not is_local_address(chosen.address):
@@ -264,7 +282,16 @@ def restart(cluster: ClusterConfig, site: str) -> None:
             f"ssh {chosen.address} claudefs-repl -c {cluster.path.name} fault restart {site}"
         )
     check_keys(cluster, [chosen])
-    click.echo(f"site {site} is ready (pid {run_async(_restart, cluster, chosen)})")
+    pid = run_async(_restart, cluster, chosen)
+    _echo_state(site, pid, "ready", f"site {site} is ready (pid {pid})", as_json=as_json)
+
+
+def _echo_state(site: str, pid: int, state: str, text: str, *, as_json: bool) -> None:
+    """What became of a site's process."""
+    if as_json:
+        echo_json({"site": site, "pid": pid, "state": state})
+    else:
+        click.echo(text)
 
 
 async def _restart(cluster: ClusterConfig, site: SiteConfig) -> int:
@@ -273,10 +300,15 @@ async def _restart(cluster: ClusterConfig, site: SiteConfig) -> int:
     return await _start_detached(cluster, site)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "claudefs-repl rebuild beta && claudefs-repl fault restart beta",
+    )
+)
 @click.argument("site", type=SITE_NAME)
+@json_option
 @pass_cluster
-def rebuild(cluster: ClusterConfig, site: str) -> None:
+def rebuild(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Make SITE's view anew from its newest local snapshot and the logs after it. SITE must be down."""
     from nodes.site import rebuild_site  # noqa: PLC0415 - every other command starts faster without the actors
 
@@ -285,7 +317,10 @@ def rebuild(cluster: ClusterConfig, site: str) -> None:
     if pid is not None:
         raise ConfigInvalid([f"site {site} runs (pid {pid}); stop it first: claudefs-repl down"])
     entries = run_async(rebuild_site, cluster, site)
-    click.echo(f"site {site}: the view is rebuilt; {entries:,} entries were folded after the newest local snapshot")
+    if as_json:
+        echo_json({"site": site, "entries": entries})
+    else:
+        click.echo(f"site {site}: the view is rebuilt; {entries:,} entries were folded after the newest local snapshot")
 
 
 @click.command(
