@@ -43,6 +43,14 @@ def test_both_sites_of_each_ordered_pair_have_its_key_and_nobody_else(cluster: C
     assert len(secrets) == 6
 
 
+def test_all_pairs_of_a_generation_have_one_short_id(cluster: ClusterConfig) -> None:
+    """The keys that `init` makes are all called k1, in `keys` and in `use`."""
+    for site in cluster.sites:
+        document = json.loads(cluster.key_file(site).read_text())
+        assert {key["key_id"] for key in document["keys"]} == {"k1"}
+        assert set(document["use"].values()) == {"k1"}
+
+
 def test_no_secret_is_in_a_file_of_a_site_that_has_no_part_in_it(cluster: ClusterConfig) -> None:
     """What one site's file holds does not let it speak as another."""
     texts = {site.name: cluster.key_file(site).read_text() for site in cluster.sites}
