@@ -109,6 +109,35 @@ def test_restart_cannot_go_with_detach(tmp_path: Path) -> None:
     assert run(tmp_path / "cluster.toml", "up", "--detach", "--restart").exit_code == 2
 
 
+def test_up_prints_json_only_when_it_returns(tmp_path: Path) -> None:
+    """Events in the foreground are no JSON document; the command for them is named."""
+    run(tmp_path, "init", str(tmp_path))
+    result = run(tmp_path / "cluster.toml", "up", "--json")
+    assert result.exit_code == 2
+    assert "claudefs-repl logs --json -f" in result.stderr
+
+
+@pytest.mark.cluster
+def test_starting_and_breaking_as_json(stopped: ClusterConfig) -> None:
+    """Each command that starts or breaks a site prints one document with its name, process and state."""
+    alpha, beta = stopped.sites
+    rebuilt = json.loads(program(stopped.path, "rebuild", "alpha", "--json").stdout)
+    assert (rebuilt["site"], type(rebuilt["entries"])) == ("alpha", int)
+
+    up = json.loads(program(stopped.path, "up", "--detach", "--json").stdout)
+    ready = {site.name: {"state": "ready", "pid": site_pid(site)} for site in (alpha, beta)}
+    assert up == {"sites": ready, "elsewhere": {}}
+    again = json.loads(program(stopped.path, "up", "--detach", "--json").stdout)
+    assert [site["state"] for site in again["sites"].values()] == ["ran already", "ran already"]
+
+    pid = site_pid(beta)
+    for verb, state in (("pause", "paused"), ("resume", "resumed"), ("kill", "killed")):
+        shown = json.loads(run(stopped.path, "fault", verb, "beta", "--json").stdout)
+        assert shown == {"site": "beta", "pid": pid, "state": state}
+    shown = json.loads(program(stopped.path, "fault", "restart", "beta", "--json").stdout)
+    assert shown == {"site": "beta", "pid": site_pid(beta), "state": "ready"}
+
+
 @pytest.mark.cluster
 def test_up_detached_leaves_running_sites_alone(running: ClusterConfig) -> None:
     """A second `up --detach` starts nobody twice."""
