@@ -46,6 +46,7 @@ QUICK: dict[str, dict[str, object]] = {
     "failover": {"check_interval_ms": 200, "recovery_threshold": 1},
     "startup": {"startup_wait_s": 5.0},
     "replication": {"reconnect_max_s": 0.5, "drain_deadline_s": 3.0},
+    "rate_limit": {"max_auth_attempts_per_minute": 100_000},
 }
 """A cluster that is soon ready, and soon notices."""
 
