@@ -1,0 +1,523 @@
+"""Hostile connections against a real listener on real sockets: each is refused, none changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import struct
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import trio
+
+from claudefs_repl.admission import PEER_HALF_OPEN_MAX, Admission
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
+from claudefs_repl.batch_auth import BatchAuthenticator, BatchTag
+from claudefs_repl.block import Block, NewRow
+from claudefs_repl.checkpoint import encode_cursors
+from claudefs_repl.error import PeerRefused, ProtocolViolation
+from claudefs_repl.failover import SiteMode
+from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
+from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
+from nodes.conduit_receiver import Receiving, serve_conduit
+from nodes.dialing import Dialing
+from nodes.events import make_logger
+from nodes.journals import Journals, LogSettings
+from nodes.link import LINK_ERRORS, dial
+from nodes.listener import Listener
+from nodes.peers import PeerRecord
+from nodes.runtime import SystemClock
+from nodes.storage import DiskStorage
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+from protocol.handshake import LocalIdentity, Role
+from protocol.keys import KeyRing, PairKey
+from protocol.messages import Ack, Batch, Nack, Tails, Welcome
+
+CLUSTER, SHARDS = "hostile", 2
+A, B, C = SiteId(1), SiteId(2), SiteId(3)
+JOURNAL = JournalId(A, Incarnation(0xA1))
+SECRETS = {(d, i): bytes([16 * d + i]) * 32 for d in (A, B, C) for i in (A, B, C) if d != i}
+GENEROUS = RateLimitConfig(max_auth_attempts_per_minute=1_000_000)
+QUICK = ReplicationConfig(handshake_timeout_s=0.5, idle_timeout_s=2.0)
+
+
+def ring(site, secrets=SECRETS):
+    keys = [PairKey("k1", d, i, secret) for (d, i), secret in secrets.items() if site in (d, i)]
+    return KeyRing(site, keys, "k1")
+
+
+def identity(site, **changes):
+    incarnation = JOURNAL.incarnation if site == A else Incarnation(0xB0 + site)
+    return replace(LocalIdentity(CLUSTER, SHARDS, site, incarnation), **changes)
+
+
+def block(first=1, count=3, shard=0):
+    payload = b"\x93\x01\x00\xc4\x01x"
+    rows = [
+        NewRow(1000 + seq, Op.WRITE, 5, payload, entry_crc32(seq, shard, A, 1000 + seq, 5, Op.WRITE, payload))
+        for seq in range(first, first + count)
+    ]
+    return Block.build(shard=shard, first_seq=first, rows=rows, seen=encode_cursors({}, SHARDS))
+
+
+class Site:
+    """Site B as far as the wire sees it."""
+
+    def __init__(self, config, journals, admission, events, record):
+        self.config = config
+        self.journals = journals
+        self.admission = admission
+        self._events = events
+        self.record = record
+        self.opened = []
+
+    def received(self):
+        log = self.journals.replicas.get(JOURNAL)
+        return (0,) * SHARDS if log is None else log.tails
+
+    def codes(self):
+        if not self._events.exists():
+            return []
+        return [event.get("code") for event in map(json.loads, self._events.read_text().splitlines())]
+
+    async def dial(self, *, who=None, keys=None, role=Role.CONDUIT, port=None):
+        link = await dial(
+            identity=identity(A) if who is None else who,
+            local_address="127.0.0.1",
+            peer=replace(self.config, port=port or self.config.port),
+            role=role,
+            keys=ring(A) if keys is None else keys,
+            entropy=os.urandom,
+            timeout_s=5.0,
+        )
+        self.opened.append(link)
+        return link
+
+    async def raw(self, local_address="127.0.0.1"):
+        stream = await trio.open_tcp_stream(self.config.address, self.config.port, local_address=local_address)
+        self.opened.append(stream)
+        return stream
+
+
+@pytest.fixture
+async def site(tmp_path, nursery):
+    async with aclosing(serve(tmp_path, nursery, GENEROUS)) as sites:
+        yield await anext(sites)
+
+
+async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.2")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    config = SiteConfig("beta", B, "127.0.0.2", port, tmp_path)
+    storage = DiskStorage(tmp_path)
+    events = tmp_path / "events.jsonl"
+    logger = make_logger(events, "beta", SystemClock())
+    journals = await Journals.open(
+        storage=storage,
+        settings=LogSettings(CLUSTER, SHARDS, 16 << 20),
+        entropy=os.urandom,
+        own=JournalId(B, Incarnation(0xB0 + B)),
+        is_new=True,
+        evidence={},
+    )
+    store = await SqliteStore.open(tmp_path / "view.sqlite", shard_count=SHARDS)
+    receiving = Receiving(
+        journals=journals,
+        store=store,
+        config=QUICK,
+        limiter=AuthRateLimiter(RateLimitConfig(max_batches_per_second=100_000)),
+        gate=WriteGate("beta", SiteMode.ACTIVE_READ_WRITE),
+        mode=lambda: SiteMode.ACTIVE_READ_WRITE.value,
+        wall_clock=SystemClock(),
+        logger=logger,
+    )
+    admission = Admission(limits, peer_addresses)
+    records = {
+        site_id: PeerRecord(SiteConfig(name, site_id, "127.0.0.1", 1, tmp_path))
+        for site_id, name in ((A, "alpha"), (C, "gamma"))
+    }
+
+    async def conduit(link, record):
+        await serve_conduit(link, record, receiving)
+
+    async def other(link, record):
+        await trio.sleep_forever()
+
+    listener = Listener(
+        site=config,
+        dialing=Dialing(identity(B), config.address, ring(B), os.urandom, 5.0, AuthRateLimiter(GENEROUS)),
+        config=QUICK,
+        admission=admission,
+        peers=records,
+        servers={Role.CONDUIT: conduit, Role.PROBE: other, Role.QUERY: other},
+        rng=random.Random(0),
+        logger=logger,
+    )
+    await nursery.start(listener.run)
+    site = Site(config, journals, admission, events, records[A])
+    try:
+        yield site
+    finally:
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            for opened in site.opened:
+                await trio.aclose_forcefully(opened)
+            await store.close()
+            await journals.close()
+
+
+def batch(link, batch_seq=1, what=None, source=A, incarnation=JOURNAL.incarnation):
+    what = block() if what is None else what
+    tag = BatchAuthenticator(link.session.batch_key, A).sign_body(source, batch_seq, what.body)
+    return Batch(source, incarnation, batch_seq, what.first_seq, what.last_seq, tag, what)
+
+
+async def closed(link):
+    """Whether the site ends the link without taking anything, whatever it says before."""
+    with trio.fail_after(10):
+        try:
+            while True:
+                await link.receive()
+        except LINK_ERRORS:
+            await link.aclose()
+            return True
+
+
+async def ended(stream):
+    with trio.fail_after(10):
+        try:
+            while await stream.receive_some(65536):
+                pass
+        except trio.BrokenResourceError:
+            pass
+    await stream.aclose()
+    return True
+
+
+async def test_an_honest_conduit_is_served(site):
+    """The same steps without a fault: a welcome, a batch, an ack of what is durable."""
+    link = await site.dial()
+    welcome = await link.expect(Welcome)
+    assert welcome.received.get(JOURNAL, (0, 0)) == (0, 0)
+    await link.send(batch(link))
+    ack = await link.expect(Ack)
+    assert ack.received[JOURNAL] == (3, 0) == site.received()
+    await link.aclose()
+
+
+@pytest.mark.parametrize(
+    ("who", "code"),
+    [
+        (identity(A, cluster_id="another"), "cluster_mismatch"),
+        (identity(A, shard_count=4), "shard_count_mismatch"),
+    ],
+)
+async def test_another_cluster_is_refused_on_both_sides(site, who, code):
+    """Both the dialler and the listener learn which it is, and nothing is taken."""
+    with pytest.raises(PeerRefused) as refused:
+        await site.dial(who=who)
+    assert refused.value.code == code
+    while code not in site.codes():
+        await trio.sleep(0.01)
+    assert site.received() == (0, 0)
+
+
+async def test_an_unknown_site_is_refused(site):
+    """A site that the configuration does not have gets no further than its first frame."""
+    stranger = SiteId(9)
+    keys = KeyRing(stranger, [PairKey("k1", stranger, B, b"x" * 32)], "k1")
+    with pytest.raises(PeerRefused) as refused:
+        await site.dial(who=identity(stranger), keys=keys)
+    assert refused.value.code == "site_unknown"
+
+
+async def test_a_wrong_key_is_refused_on_both_sides(site):
+    """One key id with two secrets: neither side believes the other."""
+    with pytest.raises((PeerRefused, ProtocolViolation)):
+        await site.dial(keys=ring(A, {**SECRETS, (A, B): b"?" * 32}))
+    while "bad_proof" not in site.codes():
+        await trio.sleep(0.01)
+
+
+async def test_a_site_cannot_speak_as_another(site):
+    """Gamma's keys open no conduit of alpha's, and gamma's conduit carries no entry of alpha's."""
+    with pytest.raises((PeerRefused, ProtocolViolation)):
+        await site.dial(who=identity(A), keys=KeyRing(A, [PairKey("k1", A, B, SECRETS[C, B])], "k1"))
+    link = await site.dial(who=identity(C), keys=ring(C))
+    await link.expect(Welcome)
+    await link.send(batch(link))
+    assert await closed(link)
+    assert site.received() == (0, 0)
+    assert "not_its_journal" in site.codes()
+
+
+@pytest.mark.parametrize(
+    ("forge", "code"),
+    [
+        (lambda b: replace(b, tag=BatchTag(bytes(32))), "bad_tag"),
+        (lambda b: replace(b, tag=BatchTag(bytes([b.tag.bytes[0] ^ 1]) + b.tag.bytes[1:])), "bad_tag"),
+        (lambda b: replace(b, batch_seq=2), "bad_tag"),
+    ],
+)
+async def test_a_wrong_tag_closes_the_conduit(site, forge, code):
+    """A batch whose tag does not match is counted, told and not taken, although its frame is authentic."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(forge(batch(link)))
+    assert await closed(link)
+    assert code in site.codes()
+    assert site.received() == (0, 0)
+
+
+async def test_a_replayed_batch_closes_the_conduit(site):
+    """A batch that comes again under its old number is not the next one."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(batch(link))
+    await link.expect(Ack)
+    await link.send(batch(link))
+    assert await closed(link)
+    assert site.received() == (3, 0)
+
+
+async def test_a_redelivered_block_is_acknowledged_and_not_taken_twice(site):
+    """After a lost ack the same entries come in a new batch: they are a duplicate, no gap and no error."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    for batch_seq in (1, 2):
+        await link.send(batch(link, batch_seq))
+        assert (await link.expect(Ack)).received[JOURNAL] == (3, 0)
+    await link.send(batch(link, 3, block(first=2, count=4)))
+    assert (await link.expect(Ack)).received[JOURNAL] == (5, 0)
+    await link.aclose()
+
+
+async def test_a_gap_is_refused_with_the_wanted_seq(site):
+    """What does not follow is not taken; the sender learns what is wanted."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(batch(link, 1, block(first=3)))
+    assert JOURNAL not in (await link.expect(Ack)).received
+    nack = await link.expect(Nack)
+    assert (nack.code, nack.wanted_seq) == ("gap", 1)
+    assert site.received() == (0, 0)
+
+
+async def test_a_stamp_beyond_the_drift_is_refused(site):
+    """Entries from the future wait until the clocks agree."""
+    future = 1 << 51
+    payload = b"\x93\x01\x00\xc4\x01x"
+    row = NewRow(future, Op.WRITE, 5, payload, entry_crc32(1, 0, A, future, 5, Op.WRITE, payload))
+    what = Block.build(shard=0, first_seq=1, rows=[row], seen=encode_cursors({}, SHARDS))
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(batch(link, 1, what))
+    await link.expect(Ack)
+    assert (await link.expect(Nack)).code == "clock_drift"
+    assert site.received() == (0, 0)
+
+
+async def test_another_sites_tails_are_refused(site):
+    """A site tells only where its own journals end."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(Tails({JournalId(C, Incarnation(1)): (5, 5)}, 0))
+    assert await closed(link)
+    assert "not_its_journal" in site.codes()
+
+
+async def test_the_newest_session_of_a_site_wins(site):
+    """A second conduit ends the first; nothing is taken twice."""
+    first = await site.dial()
+    await first.expect(Welcome)
+    second = await site.dial()
+    await second.expect(Welcome)
+    assert await closed(first)
+    await second.send(batch(second))
+    assert (await second.expect(Ack)).received[JOURNAL] == (3, 0)
+    await second.aclose()
+
+
+class Tamperer:
+    """A proxy that flips one bit of what the dialler sends, or records it."""
+
+    def __init__(self, target, at):
+        self.target = target
+        self.at = at
+        self.sent = bytearray()
+
+    async def handle(self, client):
+        async with client, await trio.open_tcp_stream(*self.target, local_address="127.0.0.1") as server:
+            with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.pump, server, client, nursery.cancel_scope)
+                    try:
+                        while data := await client.receive_some(65536):
+                            data = bytearray(data)
+                            if self.at is not None and 0 <= self.at - len(self.sent) < len(data):
+                                data[self.at - len(self.sent)] ^= 1 << (self.at % 8)
+                            self.sent += data
+                            await server.send_all(data)
+                    except trio.BrokenResourceError:
+                        pass
+                    nursery.cancel_scope.cancel()
+
+    async def pump(self, source, sink, scope):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await source.receive_some(65536):
+                await sink.send_all(data)
+        scope.cancel()
+
+
+async def converse(site, port):
+    """A whole conversation up to the first ack."""
+    link = await site.dial(port=port)
+    try:
+        await link.expect(Welcome)
+        await link.send(batch(link))
+        return (await link.expect(Ack)).received[JOURNAL]
+    finally:
+        await link.aclose()
+
+
+async def test_a_flipped_bit_at_any_byte_of_a_conversation_changes_nothing(site, nursery):
+    """Whatever byte of hello, proof or batch is altered on the way, the connection ends and nothing is taken."""
+    tamperer = Tamperer(("127.0.0.2", site.config.port), None)
+    listeners = await nursery.start(partial(trio.serve_tcp, tamperer.handle, 0, host="127.0.0.2"))
+    port = listeners[0].socket.getsockname()[1]
+    for at in itertools.count():
+        tamperer.at, tamperer.sent = at, bytearray()
+        try:
+            with trio.fail_after(3):
+                received = await converse(site, port)
+        except (PeerRefused, *LINK_ERRORS):
+            assert site.received() == (0, 0), at
+            continue
+        # Nothing fails once the byte to alter lies beyond the conversation.
+        assert at == len(tamperer.sent) > 300
+        assert received == (3, 0)
+        return
+
+
+async def test_a_replayed_connection_changes_nothing(site, nursery):
+    """A recorded conversation sent again fails at the proof: both sides' nonces are in it."""
+    tamperer = Tamperer(("127.0.0.2", site.config.port), None)
+    listeners = await nursery.start(partial(trio.serve_tcp, tamperer.handle, 0, host="127.0.0.2"))
+    await converse(site, listeners[0].socket.getsockname()[1])
+    entries = site.received()
+    stream = await site.raw()
+    await stream.send_all(bytes(tamperer.sent))
+    assert await ended(stream)
+    assert "bad_proof" in site.codes()
+    assert site.received() == entries
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        struct.pack(">I", 0xFFFF_FFFF) + b"x" * 64,
+        struct.pack(">I", 0) + b"x" * 64,
+        struct.pack(">I", 4097) + b"x" * 64,
+        struct.pack(">I", 16) + b"CFSRxxxxxxxxxxxx",
+        os.urandom(64),
+    ],
+)
+async def test_what_is_not_the_protocol_is_closed(site, opening):
+    """Other protocols, impossible lengths and noise end the connection at once."""
+    stream = await site.raw()
+    with contextlib.suppress(trio.BrokenResourceError):
+        await stream.send_all(opening)
+    assert await ended(stream)
+    assert site.admission.half_open == 0
+
+
+@pytest.mark.parametrize("opening", [b"", struct.pack(">I", 300) + b"CFSR"])
+async def test_a_handshake_that_does_not_go_on_ends_at_its_deadline(site, opening):
+    """Silence, and a header without its body, are closed when the time for the whole handshake is over."""
+    stream = await site.raw()
+    await stream.send_all(opening) if opening else None
+    assert await ended(stream)
+    assert "no_handshake" in site.codes()
+
+
+async def test_one_byte_at_a_time_does_not_stretch_the_handshake(site):
+    """The deadline is for the whole handshake, not for each read."""
+    stream = await site.raw()
+    began_s = trio.current_time()
+
+    async def drip():
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            for byte in struct.pack(">I", 4000) + b"CFSR" + bytes(3000):
+                await stream.send_all(bytes([byte]))
+                await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        assert await ended(stream)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began_s < 10 * QUICK.handshake_timeout_s
+
+
+async def test_silence_on_a_conduit_ends_it(site):
+    """A conduit on which nothing comes is closed after the idle time."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    assert await closed(link)
+
+
+async def test_open_handshakes_of_a_peers_address_are_few_and_come_free_again(site):
+    """Beyond the quota a connection is refused before a byte is read; when the others end, it is served."""
+    held = [await site.raw() for _ in range(PEER_HALF_OPEN_MAX)]
+    while site.admission.half_open < PEER_HALF_OPEN_MAX:
+        await trio.sleep(0.005)
+    with pytest.raises(PeerRefused) as refused:
+        await site.dial()
+    assert refused.value.code == "half_open"
+    for stream in held:
+        await stream.aclose()
+    while site.admission.half_open:
+        await trio.sleep(0.005)
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.aclose()
+
+
+async def test_ten_thousand_connections_from_one_address_leave_an_honest_conduit_alone(tmp_path, nursery):
+    """A flood is refused at the gate, told in a handful of lines, and batches go on being acknowledged meanwhile."""
+    flooded = 0
+
+    async def flood(site, count):
+        nonlocal flooded
+        for _ in range(count):
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
+                stream = await site.raw("127.0.0.66")
+                await trio.aclose_forcefully(stream)
+            flooded += 1
+
+    async with aclosing(serve(tmp_path, nursery, RateLimitConfig())) as sites:
+        site = await anext(sites)
+        link = await site.dial()
+        await link.expect(Welcome)
+        async with trio.open_nursery() as flooding:
+            for _ in range(20):
+                flooding.start_soon(flood, site, 500)
+            seq = 1
+            while flooded < 10_000:
+                await link.send(batch(link, seq, block(first=seq, count=1)))
+                with trio.fail_after(5):
+                    assert (await link.expect(Ack)).received[JOURNAL] == (seq, 0)
+                seq += 1
+        assert seq > 20
+        assert sum(site.admission.refused.values()) > 1_000
+        assert len(site.codes()) < 40
+        await link.aclose()
