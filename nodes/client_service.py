@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,9 +48,14 @@ class ClientStats:
 
 @dataclass(slots=True)
 class _Connection:
-    """One client: the files it made and has not named yet are given up when it goes."""
+    """One client: the files it made and has not named yet are given up when it goes.
+
+    Attributes:
+        under_way: writes whose outcome is not in `nameless` yet.
+    """
 
     nameless: set[int] = field(default_factory=set)
+    under_way: deque[tuple[WriteRequest, list[LocalOp]]] = field(default_factory=deque)
 
 
 class ClientService:
@@ -152,15 +159,18 @@ class ClientService:
             return partial(_ready, _encode_failure(request.request_id, error))
         waiting = WriteRequest(LocalRequest(ops))
         await self._writes.send(waiting)
-        return partial(self._answer_write, request, waiting, ops, connection)
+        connection.under_way.append((waiting, ops))
+        return partial(self._answer_write, request, connection)
 
-    async def _answer_write(
-        self, request: Request, waiting: WriteRequest, ops: list[LocalOp], connection: _Connection
-    ) -> bytes:
+    async def _answer_write(self, request: Request, connection: _Connection) -> bytes:
+        waiting, ops = connection.under_way[0]
         try:
             outcome = await waiting.result()
         except ReplError as error:
             return _encode_failure(request.request_id, error)
+        finally:
+            if waiting.done.is_set():
+                connection.under_way.popleft()
         _note_nameless(ops, outcome, connection.nameless)
         refused = outcome.error
         refusal = None
@@ -189,6 +199,10 @@ class ClientService:
 
     async def _give_up(self, connection: _Connection) -> None:
         """Files that an interrupted client left without a name are no use to anybody."""
+        for waiting, ops in connection.under_way:
+            # Nobody took the answers, but what was asked for is done all the same.
+            with suppress(ReplError):
+                _note_nameless(ops, await waiting.result(), connection.nameless)
         if not connection.nameless:
             return
         ops = [GiveUp(Inode(inode)) for inode in sorted(connection.nameless)]

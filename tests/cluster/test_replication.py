@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from nodes.client import SiteUnreachable
+from nodes.client import WINDOW, SiteUnreachable, connect_site
 from nodes.commands.transfer_report import TransferReport
 
 pytestmark = pytest.mark.cluster
@@ -122,6 +122,23 @@ async def test_nameless_files_of_a_killed_client_and_site_are_reclaimed_after_th
     await lab.until_event("alpha", "reclaimed")
     await lab.converge()
     assert (await lab.ok("ls", "beta:/")).out == b""
+
+
+async def test_nameless_files_of_a_client_that_hung_up_are_reclaimed(make_lab: Any) -> None:
+    """Also those whose making was under way, with an answer that nobody took, when the client went."""
+    lab = await make_lab(1)
+    create = {"op": "create", "parent": None, "name": None, "mode": 0o644, "uid": 0, "gid": 0, "mtime_ns": 0}
+    for _ in range(5):
+        async with connect_site(lab.cluster, "alpha") as client:
+            for _ in range(WINDOW):
+                await client.send("submit", ops=[create] * 20)
+
+    async def all_made_and_given_up() -> bool:
+        status = await lab.status("alpha")
+        only_we_ask = status["clients"] == 1
+        return only_we_ask and status["journal"]["entries"] > 0 and lab.nameless("alpha") == 0
+
+    await lab.until(all_made_and_given_up, "all that was made is given up", limit_s=20)
 
 
 async def test_a_site_killed_during_a_put_elsewhere_catches_up(make_lab: Any, make_files: Any, tmp_path: Path) -> None:
