@@ -18,6 +18,9 @@ from nodes.seams import WallClock
 from protocol.handshake import Role
 from protocol.messages import Ping, Pong
 
+DIAL_PAUSE_MAX_S = 5.0
+"""Twelve attempts in a minute, of the 29 that a dialler has by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class SelfView:
@@ -47,23 +50,37 @@ async def run_health_prober(
     wall_clock: WallClock,
     reports: trio.MemorySendChannel[HealthReport],
 ) -> None:
-    """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back."""
+    """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back.
+
+    Connections that were taken and came to nothing are tried less and less often: they count against the peer's limit of
+    attempts, which the conduit and questions need too. A failure is reported each interval all the same.
+    """
     link: Link | None = None
     ping_id = 0
+    pause_s, dial_at_s = interval_s, 0.0
+    report = HealthReport(record.site.site_id, False, "")
     try:
         while True:
             started_s = trio.current_time()
             ping_id += 1
+            if link is None and started_s < dial_at_s:
+                await reports.send(report)
+                await trio.sleep_until(started_s + interval_s)
+                continue
             try:
                 with trio.fail_after(interval_s):
                     if link is None:
                         link = await dialing.dial(record.site, Role.PROBE)
                     await _probe(link, record, ping_id, view(), wall_clock)
+                pause_s = interval_s
                 report = HealthReport(record.site.site_id, is_healthy(record.mode_told), record.mode_told or "")
             except (PeerRefused, *LINK_ERRORS) as error:
                 if link is not None:
                     await dialing.live.close(link)
                     link = None
+                if not isinstance(error, OSError):
+                    dial_at_s = started_s + pause_s
+                    pause_s = min(2 * pause_s, DIAL_PAUSE_MAX_S)
                 record.mode_told = None
                 detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
                 report = HealthReport(record.site.site_id, False, detail)

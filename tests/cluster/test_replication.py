@@ -251,3 +251,19 @@ async def test_a_paused_site_holds_up_nobody_and_catches_up_when_it_goes_on(
     lab.launcher.resume("gamma")
     await lab.converge()
     await lab.assert_same_at("gamma", "/tree", tree)
+
+
+async def test_a_peer_that_was_paused_is_healthy_and_asked_again_soon(make_lab: Any) -> None:
+    """With few connection attempts allowed: probing a peer that stands still does not use up what comes after it."""
+    lab = await make_lab(2, settings={"rate_limit": {"max_auth_attempts_per_minute": 40}})
+    await lab.converge()
+    lab.launcher.pause("beta")
+
+    async def seen_as(mode: str) -> bool:
+        return bool((await lab.status("alpha"))["peers"]["beta"]["mode"] == mode)
+
+    await lab.until(lambda: seen_as("Offline"), "alpha sees that beta is gone")
+    await trio.sleep(4)  # the load: twenty probes that nobody answers, more than a dialler has in a minute
+    lab.launcher.resume("beta")
+    await lab.until(lambda: seen_as("ActiveReadWrite"), "alpha sees that beta is back", limit_s=15)
+    await lab.ok("verify", "--wait", "10")
