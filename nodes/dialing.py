@@ -85,8 +85,8 @@ class Dialing:
                 entropy=self.entropy,
                 timeout_s=self.timeout_s,
             )
-        except OSError:
-            # Nobody accepted, so nobody was charged.
+        except BaseException:
+            # A peer charges a site for what it has proved, so an attempt without a proof has cost nothing.
             self.limiter.refund_auth_attempt(peer.site_id)
             raise
         self.live.add(link)

@@ -91,7 +91,7 @@ def check_files(*clusters: ClusterConfig) -> None:
 
 
 class Rotations(RuleBasedStateMachine):
-    """After any changes all files load and both ends agree; refused ones change nothing. The model: the ids, the used id."""
+    """After any changes all files load, both ends agree; refused ones change nothing. The model: the ids, the used id."""
 
     @initialize()
     def begin(self) -> None:
