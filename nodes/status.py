@@ -30,6 +30,10 @@ STATUS_TIMEOUT_S = 3.0
 """A status must come although a peer is paused."""
 DIGEST_TIMEOUT_S = 900.0
 """A digest reads every byte of a tree."""
+QUIET_S = 10.0
+"""Beyond two probes: a peer that answers none of them for so long is not worth waiting for."""
+QUIET_POLL_S = 0.5
+QUIET = "cannot be asked: it answers neither this nor probes"
 MANIFEST_STEP = 200
 """A reply carries at most 1 MiB: paths of 4 KiB fit."""
 OLDEST_READ_BYTES = 4096
@@ -103,17 +107,34 @@ class SiteStatus:
         """One answer for each site, in the configuration's order; who cannot be asked has `unreachable`."""
         answers: dict[str, Any] = {}
 
-        async def ask(site: SiteConfig) -> None:
-            try:
-                answers[site.name] = await self._queries.ask(site, method, {}, timeout_s=timeout_s)
-            except PeerUnreachable as error:
-                answers[site.name] = {"name": site.name, "site_id": site.site_id, "unreachable": str(error)}
+        async def ask(record: PeerRecord) -> None:
+            site = record.site
+            answers[site.name] = {
+                "name": site.name,
+                "site_id": site.site_id,
+                "unreachable": f"site {site.name}: {QUIET}",
+            }
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_quiet, record, nursery.cancel_scope)
+                try:
+                    answers[site.name] = await self._queries.ask(site, method, {}, timeout_s=timeout_s)
+                except PeerUnreachable as error:
+                    answers[site.name]["unreachable"] = str(error)
+                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             for record in self._peers.values():
-                nursery.start_soon(ask, record.site)
+                nursery.start_soon(ask, record)
             answers[self._site.name] = await own({})
         return {site.name: answers[site.name] for site in self._cluster.sites}
+
+    async def _cancel_when_quiet(self, record: PeerRecord, scope: trio.CancelScope) -> None:
+        """Give up a question, however long its answer may take, to a peer whose probes do not come back either."""
+        began_s = trio.current_time()
+        quiet_max_s = QUIET_S + 2 * self._cluster.failover.check_interval_ms / 1000
+        while trio.current_time() - max(began_s, record.pong_at_s or 0.0) < quiet_max_s:
+            await trio.sleep(QUIET_POLL_S)
+        scope.cancel()
 
     async def _own_status(self, args: dict[str, Any]) -> Any:
         own = self._journals.own

@@ -149,6 +149,16 @@ async def test_status_verify_and_logs_tell_of_the_whole_cluster(make_lab: Any) -
     assert "site_started" in (await lab.ok("logs")).out.decode()
 
 
+async def test_verify_does_not_wait_for_a_site_that_stands_still(make_lab: Any) -> None:
+    """Also when it was asked before, on a connection that is still there: exit status 3, and it is named."""
+    lab = await make_lab(2)
+    await lab.ok("verify", "--wait", "60", "--site", "alpha")
+    lab.launcher.pause("beta")
+    done = await lab.cli("verify", "--site", "alpha", limit_s=40)
+    assert done.code == 3
+    assert "site beta" in done.out.decode()
+
+
 async def test_a_site_is_broken_and_mended_by_commands(make_lab: Any) -> None:
     """fault kill, restart, pause and resume, rebuild of a site that is down, and down, on sites that run by themselves."""
     lab = await make_lab(2, start=False)
