@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
-from claudefs_repl.checkpoint import covers
+from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import CallerError, DiskFull, NotWritable
 from claudefs_repl.failover import FailoverManager, SiteMode
@@ -435,9 +435,13 @@ class _Site:
             self._peer_modes[site_id] = mode
 
     def _has_caught_up(self, recovered: Recovered) -> bool:
-        applied = recovered.store.applied
+        applied, own = recovered.store.applied, recovered.journals.own
         told = (record.first_tails for record in self._peers.values())
-        return all(covers(applied, tails) for tails in told if tails is not None)
+        if not all(covers(applied, tails) for tails in told if tails is not None):
+            return False
+        # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
+        held = (cursor_of(record.received, own.journal, own.shard_count) for record in self._peers.values())
+        return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
 
     async def _reclaim(self, running: _Running) -> None:
         """Give up the files that interrupted clients of an earlier process left without a name."""
