@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -9,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.error import DiskFull
+from claudefs_repl.journal import Inode, SiteId
 from nodes.entry_log import EntryLog, LogReader
 from nodes.journals import Journals
 from nodes.store.sqlite_store import SqliteStore
@@ -31,6 +33,7 @@ class ApplierStats:
     entries: int = 0
     busy_s: float = 0.0
     dead_letters: int = 0
+    conflicts: int = 0
 
 
 class Applier:
@@ -44,11 +47,13 @@ class Applier:
         share: float,
         gate: WriteGate,
         logger: FilteringBoundLogger,
+        on_conflict: Callable[[SiteId, Inode], Awaitable[None]] | None = None,
     ) -> None:
         self._journals = journals
         self._store = store
         self._share = share
         self._gate = gate
+        self._on_conflict = on_conflict
         self._logger = logger
         self._readers: dict[EntryLog, LogReader] = {}
         self.stats = ApplierStats()
@@ -108,6 +113,18 @@ class Applier:
             await transaction.commit()
         self.stats.busy_s += trio.current_time() - started_s
         self.stats.entries += report.entries
+        for conflict in report.conflicts:
+            self.stats.conflicts += 1
+            self._logger.warning(
+                "conflict_found",
+                kind="name",
+                name=conflict.name,
+                winner=f"{conflict.winner:x}",
+                loser=f"{conflict.loser:x}",
+                loser_site_id=conflict.loser_origin,
+            )
+            if self._on_conflict is not None:
+                await self._on_conflict(SiteId(conflict.loser_origin), Inode(conflict.loser))
         for letter in report.dead_letters:
             self.stats.dead_letters += 1
             self._logger.error(

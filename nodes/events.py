@@ -65,6 +65,9 @@ EVENTS: Mapping[str, EventKind] = {
     "unblocked": EventKind("info", "the administrator forgave a site or an address", "what"),
     "mode_changed": EventKind("info", "this site's own mode changed", "kind mode reason"),
     "peer_mode_changed": EventKind("info", "this site's opinion of a peer changed", "peer kind mode reason"),
+    "conflict_found": EventKind(
+        "warning", "concurrent claims to one name; the loser appears beside it", "kind name winner loser loser_site_id"
+    ),
     "dead_letter": EventKind("error", "an entry cannot be decoded; it is kept aside", "journal shard seq reason"),
     "client_refused": EventKind("warning", "a client's connection was closed", "reason"),
     "reclaimed": EventKind("info", "nameless files that their maker gave up were removed", "files"),

@@ -222,8 +222,14 @@ class _Site:
             wall_clock=self._wall_clock,
             logger=self._logger,
         )
+        manager = FailoverManager(self._cluster.failover, self._site.site_id)
         applier = Applier(
-            journals=journals, store=store, share=config.applier_share, gate=self._gate, logger=self._logger
+            journals=journals,
+            store=store,
+            share=config.applier_share,
+            gate=self._gate,
+            logger=self._logger,
+            on_conflict=manager.report_conflict,
         )
         housekeeper = Housekeeper(
             storage=self._storage,
@@ -252,7 +258,6 @@ class _Site:
             receiver=receiving.stats,
             housekeeper=housekeeper.stats,
         )
-        manager = FailoverManager(self._cluster.failover, self._site.site_id)
         admission = Admission(limits, [record.site.address for record in self._peers.values()])
         sending = AuthRateLimiter(limits)
         admin = Admin(

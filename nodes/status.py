@@ -168,6 +168,7 @@ class SiteStatus:
                 "gaps_refused": self._receiver.gaps,
                 "batches_rejected": self._receiver.rejected,
                 "entries_applied": self._applier.entries,
+                "conflicts_found": self._applier.conflicts,
                 "applier_busy_s": round(self._applier.busy_s, 3),
                 "snapshots": self._housekeeper.snapshots,
                 "trimmed_bytes": self._housekeeper.trimmed_bytes,

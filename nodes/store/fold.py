@@ -56,6 +56,9 @@ TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
 _ROW_HEAD = struct.Struct("<QQ")
+_UNTOLD = "SELECT parent, name FROM contested WHERE is_told = 0 ORDER BY parent, name"
+_TOLD = "UPDATE contested SET is_told = 1 WHERE parent = ? AND name = ?"
+_CLAIMANTS = "SELECT inode, max(stamp) FROM link WHERE parent = ? AND name = ? GROUP BY inode ORDER BY max(stamp) DESC"
 _DEAD_LETTER = "INSERT INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -69,6 +72,22 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class NameConflict:
+    """Several objects claim one name since this fold: the latest claim shows it, the others appear beside it.
+
+    Attributes:
+        winner: the object that shows the name.
+        loser: one that does not.
+        loser_origin: the site that made the losing claim.
+    """
+
+    name: bytes
+    winner: int
+    loser: int
+    loser_origin: int
+
+
+@dataclass(frozen=True, slots=True)
 class FoldReport:
     """What `Fold.fold_blocks` did.
 
@@ -76,11 +95,13 @@ class FoldReport:
         entries: how many entries took effect or were put aside; duplicates are not counted.
         dead_letters: those put aside.
         last_timestamp_us: the greatest stamp among those that took effect, 0 if none did.
+        conflicts: names that became contested.
     """
 
     entries: int
     dead_letters: list[DeadLetter]
     last_timestamp_us: int
+    conflicts: list[NameConflict]
 
 
 class Fold:
@@ -114,7 +135,7 @@ class Fold:
         self.advance(journal, tuple(cursors))
         self.timestamp_us = max(self.timestamp_us, last_us)
         self.flush()
-        return FoldReport(entries, dead_letters, last_us)
+        return FoldReport(entries, dead_letters, last_us, self.new_conflicts())
 
     def cursors_of(self, journal: JournalId) -> tuple[int, ...]:
         """How far a journal is applied."""
@@ -137,6 +158,17 @@ class Fold:
         for inode, (stamp, mtime_ns) in self._mtimes.items():
             set_mtime(self.connection, inode, stamp, mtime_ns)
         self._mtimes.clear()
+
+    def new_conflicts(self) -> list[NameConflict]:
+        """The names that became contested since this was last asked, in the order of their directories."""
+        conflicts: list[NameConflict] = []
+        for parent, name in self.connection.execute(_UNTOLD).fetchall():
+            (winner, _), *losers = self.connection.execute(_CLAIMANTS, (parent, name)).fetchall()
+            for loser, packed in losers:
+                if loser != winner:
+                    conflicts.append(NameConflict(name, winner, loser, Stamp.unpack(packed).origin))
+            self.connection.execute(_TOLD, (parent, name))
+        return conflicts
 
     def _fold_block(self, journal: JournalId, block: Block, done: int, dead_letters: list[DeadLetter]) -> int:
         """Fold the entries of a block beyond a seq.

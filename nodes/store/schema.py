@@ -12,7 +12,7 @@ SQLite's integers are not, so they are blobs of 8 bytes, big endian.
 | extent    | run of a file's bytes, [low, high), none overlapping; `data` is NULL where a truncate left a hole     |
 | xattr     | extended attribute; `value` is NULL where it was removed                                             |
 | link      | claim to (parent, name): a live add of a file's link, or the place of a directory that is shown       |
-| contested | (parent, name) that claims of several objects compete for; kept by triggers on `link`                 |
+| contested | (parent, name) that claims of several objects compete for, and whether it was told; by triggers on `link` |
 | tomb      | removal of a link that has seen adds which have not arrived here                                     |
 | seen      | `seen` vector that a tomb needs, interned                                                            |
 | move      | move of a directory: its making, its renames, its removals (`parent` NULL), skipped or not            |
@@ -75,11 +75,14 @@ CREATE TABLE link(
     PRIMARY KEY(parent, name, inode, stamp)
 ) WITHOUT ROWID;
 CREATE INDEX link_inode ON link(inode);
-CREATE TABLE contested(parent INTEGER NOT NULL, name BLOB NOT NULL, PRIMARY KEY(parent, name)) WITHOUT ROWID;
+CREATE TABLE contested(
+    parent INTEGER NOT NULL, name BLOB NOT NULL, is_told INTEGER NOT NULL, PRIMARY KEY(parent, name)
+) WITHOUT ROWID;
+CREATE INDEX contested_untold ON contested(parent, name) WHERE is_told = 0;
 CREATE TRIGGER link_added AFTER INSERT ON link
 WHEN EXISTS (SELECT 1 FROM link WHERE parent = NEW.parent AND name = NEW.name AND inode <> NEW.inode)
 BEGIN
-    INSERT OR IGNORE INTO contested VALUES (NEW.parent, NEW.name);
+    INSERT OR IGNORE INTO contested VALUES (NEW.parent, NEW.name, 0);
 END;
 CREATE TRIGGER link_removed AFTER DELETE ON link
 BEGIN
