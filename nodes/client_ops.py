@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -64,13 +65,21 @@ def _parse_op(index: int, op: Any) -> LocalOp:
     unknown = set(op) - set(checks) - {"op"}
     if unknown:
         raise bad_request(f"operation {index} ({op['op']}): unknown fields {sorted(map(str, unknown))}")
-    fields = {}
-    for name, check in checks.items():
-        value = op.get(name)
-        if not check(value):
-            raise bad_request(f"operation {index} ({op['op']}): {name} is out of range: {value!r:.60}")
-        fields[name] = value
-    return make(**fields)
+    return make(**check_fields(f"operation {index} ({op['op']})", op, checks))
+
+
+def check_fields(what: str, given: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
+    """The fields of a request that have a check, all of them as they may be; what is not given is None.
+
+    Raises:
+        OperationRefused: EINVAL, naming the field.
+    """
+    fields = {name: given.get(name) for name in checks}
+    for name, value in fields.items():
+        if not checks[name](value):
+            # A client's value may be nested deeper than `repr` goes.
+            raise bad_request(f"{what}: {name} is out of range: {reprlib.repr(value):.60}")
+    return fields
 
 
 def _int(minimum: int, maximum: int) -> Check:
@@ -95,6 +104,19 @@ _id = _int(0, 0xFFFF_FFFF)
 _time = _int(-(1 << 63), (1 << 63) - 1)
 _length = _int(0, FILE_BYTES_MAX)
 _name = _bytes(1 << 16)
+
+_object = _int(0, (1 << 63) - 1)
+_path = _bytes(1 << 20)
+
+READS: dict[str, dict[str, Check]] = {
+    "resolve": {"path": _path},
+    "stat": {"inode": _object},
+    "list": {"inode": _object, "after": _optional(_name), "limit": _int(0, 1 << 31)},
+    "read": {"inode": _object, "offset": _object, "length": _int(0, 1 << 31)},
+    "xattrs": {"inode": _object},
+    "manifest": {"after": _optional(_path), "limit": _optional(_int(1, 1 << 31))},
+}
+"""The arguments of the requests that only read."""
 
 _SCHEMAS: dict[str, tuple[Callable[..., LocalOp], dict[str, Check]]] = {
     "create": (

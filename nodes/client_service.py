@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import CallerError, NotWritable, OperationRefused, ProtocolViolation, ReplError
 from claudefs_repl.journal import Inode
-from nodes.client_ops import bad_request, parse_ops, stat_to_map
+from nodes.client_ops import READS, check_fields, parse_ops, stat_to_map
 from nodes.journal_writer import WriteRequest
 from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
@@ -78,14 +78,14 @@ class ClientService:
         self._writes = writes
         self._gate = gate
         self._logger = logger
-        self._handlers: dict[str, Handler] = {
+        self._reads: dict[str, Handler] = {
             "resolve": self._resolve,
             "stat": self._stat,
             "list": self._list,
             "read": self._read,
             "xattrs": self._xattrs,
-            **extra,
         }
+        self._handlers = {**self._reads, **extra}
         self.stats = ClientStats()
 
     async def run(
@@ -189,13 +189,17 @@ class ClientService:
         try:
             if handler is None:
                 raise CallerError(f"no such method: {request.method}")
-            if request.method in ("resolve", "stat", "list", "read", "xattrs"):
+            args = request.args
+            if request.method in self._reads:
                 self._gate.check_read()
-            return encode_response(request.request_id, await handler(request.args))
-        except (KeyError, TypeError) as error:
-            return _encode_failure(request.request_id, bad_request(f"{request.method}: {error!r}"))
+                args = check_fields(request.method, args, READS[request.method])
+            result = await handler(args)
         except ReplError as error:
             return _encode_failure(request.request_id, error)
+        try:
+            return encode_response(request.request_id, result)
+        except ValueError as error:
+            return _encode_failure(request.request_id, OperationRefused(errno.EMSGSIZE, f"{request.method}: {error}"))
 
     async def _give_up(self, connection: _Connection) -> None:
         """Files that an interrupted client left without a name are no use to anybody."""
@@ -224,14 +228,14 @@ class ClientService:
         return stat_to_map(await self._store.read(lambda view: view.stat(inode)))
 
     async def _list(self, args: dict[str, Any]) -> Any:
-        inode, after, limit = args["inode"], args["after"], min(int(args["limit"]), LIST_MAX)
+        inode, after, limit = args["inode"], args["after"], min(args["limit"], LIST_MAX)
         entries, more = await self._store.read(lambda view: view.list_dir(inode, after=after, limit=limit))
         return {"entries": [stat_to_map(entry) for entry in entries], "more": more}
 
     async def _read(self, args: dict[str, Any]) -> Any:
-        inode, offset, length = args["inode"], int(args["offset"]), int(args["length"])
-        if offset < 0 or not 0 <= length <= DATA_READ_MAX:
-            raise OperationRefused(errno.EINVAL, f"a read is of 0 to {DATA_READ_MAX} bytes, not {length} at {offset}")
+        inode, offset, length = args["inode"], args["offset"], args["length"]
+        if length > DATA_READ_MAX:
+            raise OperationRefused(errno.EINVAL, f"a read is of 0 to {DATA_READ_MAX} bytes, not {length}")
         return await self._store.read(lambda view: view.read(inode, offset, length))
 
     async def _xattrs(self, args: dict[str, Any]) -> Any:

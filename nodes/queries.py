@@ -8,17 +8,16 @@ from typing import Any
 import msgpack
 import trio
 
-from claudefs_repl.error import PeerRefused, ProtocolViolation, ReplError
+from claudefs_repl.error import CallerError, PeerRefused, ProtocolViolation, ReplError
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import SiteConfig
 from nodes.dialing import Dialing
 from nodes.link import LINK_ERRORS, Link, describe_failure
 from protocol.handshake import Role
-from protocol.messages import Query, Reply
+from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply
+from protocol.words import cut_detail
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
-ARGS_BYTES_MAX = 64 * 1024
-RESULT_BYTES_MAX = 1 << 20
 
 
 class PeerUnreachable(ReplError):
@@ -33,22 +32,28 @@ class PeerQueries:
         self._links: dict[SiteId, Link] = {}
         self._turns: dict[SiteId, trio.Lock] = {}
 
-    async def ask(self, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> Any:
-        """Put one question to a peer; one at a time for each.
+    async def ask(self, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Put one question to a peer; one at a time for each. What its map holds is the peer's word.
 
         Raises:
-            PeerUnreachable: no connection, no answer in time, or the answer was an error.
+            PeerUnreachable: no connection, no answer in time, or the answer was an error or no map.
+            CallerError: the question is too long.
         """
+        packed = msgpack.packb(args)
+        if len(packed) > ARGS_BYTES_MAX:
+            raise CallerError(f"a question has at most {ARGS_BYTES_MAX} bytes, this one {len(packed)}")
         try:
             with trio.fail_after(timeout_s):
                 async with self._turns.setdefault(peer.site_id, trio.Lock()):
-                    reply = await self._exchange(peer, Query(1, method, msgpack.packb(args)))
+                    reply = await self._exchange(peer, Query(1, method, packed))
+                    result = _unpack(reply.result)
         except (PeerRefused, *LINK_ERRORS) as error:
             detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
             raise PeerUnreachable(f"site {peer.name} cannot be asked: {detail}") from error
-        result = _unpack(reply.result)
         if not reply.ok:
-            raise PeerUnreachable(f"site {peer.name}: {result}")
+            raise PeerUnreachable(f"site {peer.name}: {result if isinstance(result, str) else 'no reason given'}")
+        if not isinstance(result, dict):
+            raise PeerUnreachable(f"site {peer.name}: its answer is no map")
         return result
 
     async def _exchange(self, peer: SiteConfig, query: Query) -> Reply:
@@ -80,19 +85,25 @@ async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: flo
                 query = await link.receive()
             if not isinstance(query, Query):
                 raise ProtocolViolation("unexpected", f"{type(query).__name__} on a query connection")
-            handler = handlers.get(query.method)
             args = _unpack(query.args)
-            if handler is None or not isinstance(args, dict):
-                answer = Reply(query.query_id, False, True, msgpack.packb(f"no such question: {query.method}"))
-            else:
-                try:
-                    answer = Reply(query.query_id, True, True, msgpack.packb(await handler(args)))
-                except ReplError as error:
-                    answer = Reply(query.query_id, False, True, msgpack.packb(str(error)))
+            answer = await _answer(query, args, handlers)
             with trio.fail_after(idle_s):
                 await link.send(answer)
     except LINK_ERRORS:
         return
+
+
+async def _answer(query: Query, args: Any, handlers: Mapping[str, Handler]) -> Reply:
+    handler = handlers.get(query.method)
+    try:
+        if handler is None or not isinstance(args, dict):
+            raise CallerError(f"no such question: {query.method}")
+        result = msgpack.packb(await handler(args))
+        if len(result) > RESULT_BYTES_MAX:
+            raise CallerError(f"{query.method}: an answer has at most {RESULT_BYTES_MAX} bytes, this one {len(result)}")
+    except ReplError as error:
+        return Reply(query.query_id, False, True, msgpack.packb(cut_detail(str(error))))
+    return Reply(query.query_id, True, True, result)
 
 
 def _unpack(packed: bytes) -> Any:

@@ -8,12 +8,13 @@ from typing import Any
 import trio
 
 from claudefs_repl.checkpoint import cursor_of, distance, equal
-from claudefs_repl.error import CallerError
+from claudefs_repl.error import CallerError, ReplError
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.health import ConduitState, LinkFacts, explain_lag
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import ApplierStats
+from nodes.client_ops import READS, check_fields
 from nodes.client_service import ClientStats
 from nodes.conduit_receiver import ReceiverStats
 from nodes.entry_log import EntryLog, GapInLog
@@ -35,7 +36,10 @@ QUIET_S = 10.0
 QUIET_POLL_S = 0.5
 QUIET = "cannot be asked: it answers neither this nor probes"
 MANIFEST_STEP = 200
-"""A reply carries at most 1 MiB: paths of 4 KiB fit."""
+MANIFEST_BYTES_MAX = 512 * 1024
+"""A reply carries at most 1 MiB, and a path has no limit but that of its names."""
+PATH_OVERHEAD_BYTES = 64
+"""An object's digest, and the heads of a listing's fields."""
 OLDEST_READ_BYTES = 4096
 
 
@@ -109,11 +113,7 @@ class SiteStatus:
 
         async def ask(record: PeerRecord) -> None:
             site = record.site
-            answers[site.name] = {
-                "name": site.name,
-                "site_id": site.site_id,
-                "unreachable": f"site {site.name}: {QUIET}",
-            }
+            answers[site.name] = _unreachable(site, f"site {site.name}: {QUIET}")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when_quiet, record, nursery.cancel_scope)
                 try:
@@ -125,7 +125,10 @@ class SiteStatus:
         async with trio.open_nursery() as nursery:
             for record in self._peers.values():
                 nursery.start_soon(ask, record)
-            answers[self._site.name] = await own({})
+            try:
+                answers[self._site.name] = await own({})
+            except ReplError as error:
+                answers[self._site.name] = _unreachable(self._site, str(error))
         return {site.name: answers[site.name] for site in self._cluster.sites}
 
     async def _cancel_when_quiet(self, record: PeerRecord, scope: trio.CancelScope) -> None:
@@ -245,6 +248,9 @@ class SiteStatus:
         if args.get("scope", "cluster") == "site":
             return await self._own_digest({})
         sites = await self._ask_all("digest", self._own_digest, DIGEST_TIMEOUT_S)
+        for site in self._cluster.sites:
+            if "unreachable" not in sites[site.name] and not _is_digest(sites[site.name], self._cluster.shards):
+                sites[site.name] = _unreachable(site, f"site {site.name}: its answer is no digest")
         verdict = _judge(sites)
         if verdict.pop("trees_differ"):
             verdict["first_difference"] = await self._first_difference(sites)
@@ -262,19 +268,28 @@ class SiteStatus:
             args = {"after": after, "limit": MANIFEST_STEP}
             ours = await self._own_manifest(args)
             theirs = await self._queries.ask(peer, "manifest", args, timeout_s=DIGEST_TIMEOUT_S)
+            if not _is_page(theirs):
+                raise PeerUnreachable(f"site {other}: its answer is no page of paths")
             if ours["entries"] != theirs["entries"]:
                 pairs = dict(map(tuple, ours["entries"])), dict(map(tuple, theirs["entries"]))
                 differing = {path for path in {*pairs[0], *pairs[1]} if pairs[0].get(path) != pairs[1].get(path)}
-                return {"path": min(differing), "sites": [self._site.name, other]}
+                return {"path": min(differing, default=after), "sites": [self._site.name, other]}
             if not ours["more"] or not ours["entries"]:
                 return None
             after = ours["entries"][-1][0]
 
     async def _own_manifest(self, args: dict[str, Any]) -> Any:
-        after = args.get("after")
-        limit = min(MANIFEST_STEP, int(args.get("limit", MANIFEST_STEP)))
+        fields = check_fields("manifest", args, READS["manifest"])
+        after, limit = fields["after"], min(MANIFEST_STEP, fields["limit"] or MANIFEST_STEP)
         entries, more = await self._store.read(lambda view: view.manifest(after, limit))
-        return {"entries": [list(entry) for entry in entries], "more": more}
+        page: list[list[bytes]] = []
+        page_bytes = 0
+        for path, digest in entries:
+            page_bytes += len(path) + PATH_OVERHEAD_BYTES
+            if page and page_bytes > MANIFEST_BYTES_MAX:
+                return {"entries": page, "more": True}
+            page.append([path, digest])
+        return {"entries": page, "more": more}
 
     async def _manifest(self, args: dict[str, Any]) -> Any:
         name = args.get("site")
@@ -284,6 +299,30 @@ class SiteStatus:
             raise CallerError("manifest: site is a name")
         rest: dict[str, Any] = {key: args[key] for key in ("after", "limit") if key in args}
         return await self._queries.ask(self._cluster.site(name), "manifest", rest, timeout_s=DIGEST_TIMEOUT_S)
+
+
+def _unreachable(site: SiteConfig, reason: str) -> dict[str, Any]:
+    return {"name": site.name, "site_id": site.site_id, "unreachable": reason}
+
+
+def _is_digest(answer: Mapping[str, Any], shards: int) -> bool:
+    """Whether a peer's answer is what `digest` is answered with: it is the peer's word, and may be anything."""
+    match answer:
+        case {"digest": str(), "dead_letters": int(), "cursors": dict(cursors)}:
+            try:
+                told = cursors_from_json(cursors)
+            except (ValueError, TypeError, AttributeError):
+                return False
+            return all(len(seqs) == shards and all(type(seq) is int for seq in seqs) for seqs in told.values())
+    return False
+
+
+def _is_page(answer: Mapping[str, Any]) -> bool:
+    """Whether a peer's answer is a page of a manifest."""
+    entries = answer.get("entries")
+    return isinstance(entries, list) and all(
+        isinstance(entry, list) and [type(part) for part in entry] == [bytes, bytes] for entry in entries
+    )
 
 
 def _judge(sites: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""The client service on a real socket: requests that no well-made client sends are answered, and end nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgpack
+import pytest
+import trio
+
+from claudefs_repl.failover import SiteMode
+from nodes.client_service import ClientService
+from nodes.events import make_logger
+from nodes.runtime import SystemClock
+from nodes.store.sqlite_store import SqliteStore
+from nodes.write_gate import WriteGate
+from protocol.client import ClientFrames, encode_request, parse_response
+
+
+def nested(depth):
+    return b"\x91" * depth + b"\xc0"
+
+
+async def too_long(args):
+    await trio.lowlevel.checkpoint()
+    return bytes(9 << 20)
+
+
+@pytest.fixture
+async def served(tmp_path, nursery):
+    store = await SqliteStore.open(tmp_path / "view.sqlite", shard_count=2)
+    writes, requests = trio.open_memory_channel(256)
+    service = ClientService(
+        store=store,
+        writes=writes,
+        gate=WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
+        extra={"too_long": too_long},
+        logger=make_logger(tmp_path / "events.jsonl", "alpha", SystemClock()),
+    )
+    ours, theirs = trio.socket.socketpair()
+    client = trio.SocketStream(ours)
+    nursery.start_soon(service.serve, trio.SocketStream(theirs))
+    frames = ClientFrames()
+
+    async def receive():
+        with trio.fail_after(10):
+            while (message := frames.next()) is None:
+                data = await client.receive_some(65536)
+                assert data, "the site hung up"
+                frames.feed(data)
+        return parse_response(message)
+
+    async def ask(method, args):
+        await client.send_all(encode_request(1, method, args))
+        return await receive()
+
+    yield SimpleNamespace(ask=ask, receive=receive, client=client, service=service, requests=requests)
+    await client.aclose()
+    with trio.CancelScope(shield=True):
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("resolve", {}),
+        ("resolve", {"path": 5}),
+        ("resolve", {"path": "/text"}),
+        ("stat", {"inode": 1 << 63}),
+        ("stat", {"inode": {}}),
+        ("stat", {"inode": None}),
+        ("list", {"inode": 1, "after": 5, "limit": 10}),
+        ("list", {"inode": 1, "after": None, "limit": "x"}),
+        ("list", {"inode": 1, "after": None, "limit": float("nan")}),
+        ("list", {"inode": 1, "after": None, "limit": -1}),
+        ("read", {"inode": 1, "offset": float("inf"), "length": 1}),
+        ("read", {"inode": 1, "offset": 0, "length": "x"}),
+        ("read", {"inode": 1, "offset": 0, "length": 5 << 20}),
+        ("xattrs", {"inode": -(1 << 64) + (1 << 63)}),
+    ],
+)
+async def test_a_read_with_wrong_arguments_is_refused(served, method, args):
+    """Arguments of a wrong type or range are a bad request, and the next request is served."""
+    answer = await served.ask(method, args)
+    assert answer.error is not None
+    assert answer.error.code == "EINVAL"
+    assert (await served.ask("resolve", {"path": b"/"})).error is None
+
+
+async def test_a_value_nested_deeper_than_repr_goes_is_refused(served):
+    """A submit whose field is a thousand lists in one another is a bad request."""
+    op = msgpack.packb({"op": "mkdir"})
+    op = bytes([op[0] + 1]) + op[1:] + msgpack.packb("parent") + nested(1010)
+    body = b"\x93\x01\xa6submit\x81\xa3ops\x91" + op
+    await served.client.send_all(len(body).to_bytes(4, "big") + body)
+    answer = await served.receive()
+    assert answer.error is not None
+    assert "parent is out of range" in answer.error.message
+
+
+async def test_an_answer_longer_than_a_frame_is_an_error_of_the_request(served):
+    """A file with more attributes than a frame holds, say, is refused in words; the connection goes on."""
+    answer = await served.ask("too_long", {})
+    assert answer.error is not None
+    assert answer.error.code == "EMSGSIZE"
+    assert (await served.ask("resolve", {"path": b"/"})).error is None

@@ -1,0 +1,117 @@
+"""Questions between sites: what a peer asks and what it answers is its word, and ends nobody."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+import trio
+
+from claudefs_repl.error import CallerError, ProtocolViolation
+from claudefs_repl.journal import SiteId
+from claudefs_repl.topology import SiteConfig
+from nodes.link import LinkClosed
+from nodes.queries import PeerQueries, PeerUnreachable, serve_queries
+from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply, encode_message
+
+
+class Wire:
+    """A link between a test and the code: what is sent must be a message that can be encoded."""
+
+    def __init__(self, incoming):
+        self.incoming = list(incoming)
+        self.sent = []
+        self.is_closed = False
+
+    async def send(self, message):
+        await trio.lowlevel.checkpoint()
+        encode_message(message)
+        self.sent.append(message)
+
+    async def receive(self):
+        await trio.lowlevel.checkpoint()
+        if not self.incoming:
+            raise LinkClosed
+        return self.incoming.pop(0)
+
+    async def expect(self, kind):
+        return await self.receive()
+
+
+class Dialing:
+    """Gives out one link after another."""
+
+    def __init__(self, *links):
+        self.links = list(links)
+        self.live = self
+
+    async def dial(self, peer, role):
+        await trio.lowlevel.checkpoint()
+        return self.links.pop(0)
+
+    async def close(self, link):
+        link.is_closed = True
+        await trio.lowlevel.checkpoint()
+
+
+async def served(handler, args=None):
+    wire = Wire([Query(7, "status", msgpack.packb({} if args is None else args))])
+    await serve_queries(wire, {"status": handler}, 1.0)
+    (reply,) = wire.sent
+    assert reply.query_id == 7
+    return reply.ok, msgpack.unpackb(reply.result)
+
+
+async def test_an_answer_that_is_too_long_is_an_error_of_the_question():
+    """A result beyond what a reply carries is refused in words; the site lives on."""
+
+    async def long(args):
+        await trio.lowlevel.checkpoint()
+        return {"all": bytes(RESULT_BYTES_MAX)}
+
+    ok, detail = await served(long)
+    assert not ok
+    assert "an answer has at most" in detail
+
+
+async def test_a_long_reason_is_cut():
+    """A reason in a reply is a line, however long the error's text is."""
+
+    async def fails(args):
+        await trio.lowlevel.checkpoint()
+        raise ProtocolViolation("bad", "x" * (2 * RESULT_BYTES_MAX))
+
+    ok, detail = await served(fails)
+    assert not ok
+    assert len(detail) < 1024
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(1, True, True, b"\xc1"),
+        Reply(1, True, True, b""),
+        Reply(1, True, True, b"\x91" * 2000 + b"\xc0"),
+        Reply(1, True, True, msgpack.packb(5)),
+        Reply(1, False, True, msgpack.packb("no")),
+        Reply(1, False, True, b"\x91" * 700 + b"\xc0"),
+    ],
+)
+async def test_whatever_a_peer_answers_the_asker_gets_a_map_or_an_error(tmp_path, reply):
+    """An answer that cannot be read, or is no map, is told as a peer that cannot be asked."""
+    queries = PeerQueries(Dialing(Wire([reply])))
+    with pytest.raises(PeerUnreachable):
+        await queries.ask(SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path), "status", {}, timeout_s=5)
+
+
+async def test_a_question_that_is_too_long_is_not_sent(tmp_path):
+    """The asker learns that its question is too long; nothing goes to the peer."""
+    wire = Wire([])
+    queries = PeerQueries(Dialing(wire))
+    with pytest.raises(CallerError, match="a question has at most"):
+        await queries.ask(
+            SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path),
+            "manifest",
+            {"after": bytes(ARGS_BYTES_MAX)},
+            timeout_s=5,
+        )
+    assert not wire.sent
