@@ -127,6 +127,10 @@ class Admission:
             return self._refuse("rate_limited", result.reason, -(-(result.until_us - now_us) // 1000))
         return None
 
+    def blame(self, site: SiteId, *, now_us: int) -> None:
+        """A proven site broke the protocol: that counts like one more attempt, so that repeating it locks the site."""
+        self._sites.check_auth_attempt(site, now_us)
+
     def fail(self, ticket: Ticket, failure: Failure, *, now_us: int) -> None:
         """The handshake failed: the source's penalty grows."""
         self.leave(ticket)

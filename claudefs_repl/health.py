@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SAMPLES_MAX = 60
@@ -80,6 +81,16 @@ class LinkFacts:
     in_flight: int = 0
     stalled_s: float = 0.0
     pressure_ms: int = 0
+
+
+def clock_in_bounds(offsets_us: Sequence[int], limit_us: int) -> bool:
+    """Whether a site's clock agrees with at least half of its peers' clocks; with nobody to compare to, it does.
+
+    Args:
+        offsets_us: how far each peer's clock is ahead of this site's, microseconds.
+        limit_us: what is allowed, either way.
+    """
+    return 2 * sum(abs(offset_us) > limit_us for offset_us in offsets_us) <= len(offsets_us)
 
 
 STALLED_AFTER_S = 5.0

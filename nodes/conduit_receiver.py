@@ -56,6 +56,7 @@ class Receiving:
     store: SqliteStore
     config: ReplicationConfig
     limiter: AuthRateLimiter
+    blame: Callable[[SiteId], None]
     gate: WriteGate
     mode: Callable[[], str]
     wall_clock: WallClock
@@ -120,6 +121,7 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
                 nursery.cancel_scope.cancel()
     except ProtocolViolation as violation:
         receiving.stats.rejected += 1
+        receiving.blame(session.peer)
         receiving.logger.error("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
     except LINK_ERRORS as error:
         receiving.logger.warning(

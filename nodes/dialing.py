@@ -45,10 +45,10 @@ class LiveLinks:
         await link.aclose()
 
     async def close_retired(self, keys: KeyRing) -> int:
-        """Close the links whose key is no longer in the ring; their tasks connect again."""
-        retired = [link for link in list(self._links) if not link.has_key_in(keys)]
+        """End the links whose key is no longer in the ring; their tasks close them, and connect again."""
+        retired = [link for link in self._links if not link.has_key_in(keys)]
         for link in retired:
-            await self.close(link)
+            await link.hang_up()
         return len(retired)
 
 

@@ -109,5 +109,5 @@ async def run_own_health(
     logger.info("caught_up", duration_ms=round((trio.current_time() - began_s) * 1000))
     while True:
         own = healthy()
-        await reports.send(HealthReport(site_id, own, "ok" if own else "the site's journal or store does not work"))
+        await reports.send(HealthReport(site_id, own, "ok" if own else "the clock disagrees with most peers"))
         await trio.sleep(interval_s)

@@ -132,8 +132,12 @@ class Link:
             raise ProtocolViolation("unexpected", f"{type(message).__name__} where {kind.__name__} was due")
         return message
 
+    async def hang_up(self) -> None:
+        """End the connection under whoever uses it, who meets a closed stream, and closes the link."""
+        await trio.aclose_forcefully(self._stream)
+
     async def aclose(self) -> None:
-        """Close the connection and forget its keys."""
+        """Close the connection and forget its keys; for its user, who may need them until then."""
         self.session.batch_key.close()
         await trio.aclose_forcefully(self._stream)
 

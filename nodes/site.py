@@ -23,7 +23,7 @@ from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import CallerError, DiskFull, NotWritable
 from claudefs_repl.failover import FailoverManager, SiteMode
-from claudefs_repl.health import ConduitState
+from claudefs_repl.health import ConduitState, clock_in_bounds
 from claudefs_repl.journal import Inode, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.admin import Admin, Limiters, read_pinned_mode
@@ -31,7 +31,7 @@ from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
-from nodes.dialing import Dialing, dialer_limits
+from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
 from nodes.failover_actor import run_failover_actor, run_own_health
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
@@ -212,11 +212,13 @@ class _Site:
             timeout_s=config.handshake_timeout_s,
             limiter=AuthRateLimiter(dialer_limits(limits)),
         )
+        admission = Admission(limits, [record.site.address for record in self._peers.values()])
         receiving = Receiving(
             journals=journals,
             store=store,
             config=config,
             limiter=AuthRateLimiter(limits),
+            blame=lambda site_id: admission.blame(site_id, now_us=monotonic_us()),
             gate=self._gate,
             mode=lambda: self._gate.mode.value,
             wall_clock=self._wall_clock,
@@ -258,7 +260,6 @@ class _Site:
             receiver=receiving.stats,
             housekeeper=housekeeper.stats,
         )
-        admission = Admission(limits, [record.site.address for record in self._peers.values()])
         sending = AuthRateLimiter(limits)
         admin = Admin(
             cluster=self._cluster,
@@ -354,7 +355,7 @@ class _Site:
                 site_id=self._site.site_id,
                 interval_s=interval_s,
                 caught_up=lambda: self._has_caught_up(recovered),
-                healthy=lambda: True,
+                healthy=self._is_healthy,
                 startup_wait_s=self._cluster.startup.startup_wait_s,
                 peers_reached=lambda: all(record.first_tails is not None for record in self._peers.values()),
                 reports=reports,
@@ -438,6 +439,15 @@ class _Site:
     def _note_mode(self, site_id: SiteId, mode: SiteMode) -> None:
         if site_id in self._peer_modes:
             self._peer_modes[site_id] = mode
+
+    def _is_healthy(self) -> bool:
+        """Whether this site's clock can be right; a journal or store that fails ends the process."""
+        offsets_us = [
+            record.clock_offset_us
+            for record in self._peers.values()
+            if record.mode_told is not None and record.clock_offset_us is not None
+        ]
+        return clock_in_bounds(offsets_us, int(self._cluster.replication.max_clock_drift_s * 1e6))
 
     def _has_caught_up(self, recovered: Recovered) -> bool:
         applied, own = recovered.store.applied, recovered.journals.own

@@ -123,3 +123,11 @@ def test_ipv6_counts_by_network():
     assert address_key("2001:db8::1") == address_key("2001:db8::ffff")
     assert address_key("2001:db8:0:1::1") != address_key("2001:db8::1")
     assert address_key("0.0.0.1") != address_key("::1")
+
+
+def test_a_proven_site_that_breaks_the_protocol_is_charged(admission):
+    """Blame counts like an attempt: enough of it locks the site, and only it."""
+    for _ in range(5):
+        admission.blame(2, now_us=T0)
+    assert admission.prove(arrive(admission, PEER), 2, now_us=T0).code == "rate_limited"
+    assert admission.prove(arrive(admission, PEER), 3, now_us=T0) is None

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from claudefs_repl.health import STALLED_AFTER_S, ConduitState, LagHistory, LagSample, LinkFacts, explain_lag
+from claudefs_repl.health import (
+    STALLED_AFTER_S,
+    ConduitState,
+    LagHistory,
+    LagSample,
+    LinkFacts,
+    clock_in_bounds,
+    explain_lag,
+)
 
 
 def facts(state=ConduitState.CONNECTED, lag=10, **more):
@@ -55,3 +63,20 @@ def test_a_lag_that_stays_is_not_falling():
     assert not history.is_falling()
     history.add(LagSample(2.0, 0, 5))
     assert history.is_falling()
+
+
+@pytest.mark.parametrize(
+    ("offsets_us", "fine"),
+    [
+        ([], True),
+        ([10], True),
+        ([11], False),
+        ([-11], False),
+        ([11, 0], True),
+        ([11, -11, 0], False),
+        ([11, 0, 0], True),
+    ],
+)
+def test_a_clock_is_out_of_bounds_when_most_peers_say_so(offsets_us, fine):
+    """One peer with a wrong clock is that peer's fault; most of them are ours."""
+    assert clock_in_bounds(offsets_us, 10) is fine

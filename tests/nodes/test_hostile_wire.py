@@ -25,7 +25,7 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
 from nodes.conduit_receiver import Receiving, serve_conduit
-from nodes.dialing import Dialing
+from nodes.dialing import Dialing, LiveLinks
 from nodes.events import make_logger
 from nodes.journals import Journals, LogSettings
 from nodes.link import LINK_ERRORS, dial
@@ -128,17 +128,18 @@ async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
         evidence={},
     )
     store = await SqliteStore.open(tmp_path / "view.sqlite", shard_count=SHARDS)
+    admission = Admission(limits, peer_addresses)
     receiving = Receiving(
         journals=journals,
         store=store,
         config=QUICK,
         limiter=AuthRateLimiter(RateLimitConfig(max_batches_per_second=100_000)),
+        blame=lambda site_id: admission.blame(site_id, now_us=0),
         gate=WriteGate("beta", SiteMode.ACTIVE_READ_WRITE),
         mode=lambda: SiteMode.ACTIVE_READ_WRITE.value,
         wall_clock=SystemClock(),
         logger=logger,
     )
-    admission = Admission(limits, peer_addresses)
     records = {
         site_id: PeerRecord(SiteConfig(name, site_id, "127.0.0.1", 1, tmp_path))
         for site_id, name in ((A, "alpha"), (C, "gamma"))
@@ -343,6 +344,18 @@ async def test_the_newest_session_of_a_site_wins(site):
     await second.send(batch(second))
     assert (await second.expect(Ack)).received[JOURNAL] == (3, 0)
     await second.aclose()
+
+
+async def test_a_link_whose_key_is_retired_ends_under_its_user(site):
+    """Whoever is in the middle of a batch meets a closed connection, and nothing else."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    live = LiveLinks()
+    live.add(link)
+    assert await live.close_retired(ring(A)) == 0
+    assert await live.close_retired(KeyRing(A, [PairKey("k2", A, B, b"2" * 32)], "k2")) == 1
+    with pytest.raises(LINK_ERRORS):
+        await link.send(batch(link))
 
 
 class Tamperer:
