@@ -73,11 +73,14 @@ async def test_sites_that_write_the_same_name_agree_on_it(make_lab: Any, tmp_pat
             source.write_text(f"written at {name}")
             nursery.start_soon(lab.put, name, source, "/same")
     await lab.converge()
-    shown = {(await lab.ok("cat", f"{name}:/same")).out for name in lab.names}
-    assert len(shown) == 1
-    listed = [line["path"] for line in (await lab.ok("ls", "--json", "beta:/")).json_lines]
-    contents = {(await lab.ok("cat", f"gamma:/{path}")).out.decode() for path in listed}
-    assert shown <= {content.encode() for content in contents}
+    copies = [tmp_path / f"copy-of-{name}" for name in lab.names]
+    for name, copy in zip(lab.names, copies, strict=True):
+        await lab.get(name, "/", copy)
+    first = {path.name: path.read_bytes() for path in copies[0].iterdir()}
+    assert first["same"] in {f"written at {name}".encode() for name in lab.names}
+    assert set(first) - {"same"} == {name for name in first if name.startswith("same.conflict-")}
+    for copy in copies:
+        assert {path.name: path.read_bytes() for path in copy.iterdir()} == first
 
 
 async def test_a_put_that_was_interrupted_is_finished_by_running_it_again(
