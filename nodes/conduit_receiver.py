@@ -12,7 +12,7 @@ from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
 from claudefs_repl.conduit import ReceiveProgress, Verdict
-from claudefs_repl.error import DiskFull, ProtocolViolation
+from claudefs_repl.error import DiskFull, PeerRefused, ProtocolViolation
 from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.topology import ReplicationConfig
 from nodes.entry_log import EntryLog
@@ -49,7 +49,9 @@ class Receiving:
 
     Attributes:
         mode: this site's own mode, as it is now.
-        sessions: for each peer, the scope of its newest session and the lock that its log's appending task holds.
+        blame: told of a peer whose conduit ended because of what it sent.
+        scopes: for each peer, that of its newest session.
+        locks: for each peer, the one that its log's appending task holds.
     """
 
     journals: Journals
@@ -108,7 +110,12 @@ async def serve_conduit(link: Link, record: PeerRecord, receiving: Receiving) ->
 async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> None:
     session = link.session
     journal = JournalId(session.peer, session.peer_incarnation)
-    log = await receiving.journals.replica(journal)
+    try:
+        log = await _open_replica(journal, receiving)
+    except (DiskFull, PeerRefused) as refusal:
+        code, wait_ms = ("disk_full", int(DISK_RETRY_S * 1000)) if isinstance(refusal, DiskFull) else (refusal.code, 0)
+        await _turn_away(link, Goodbye(code, str(refusal), wait_ms), receiving)
+        return
     session_of = _Session(link, record, receiving, log)
     try:
         await session_of.welcome()
@@ -127,6 +134,25 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
         receiving.logger.warning(
             "conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error)
         )
+
+
+async def _open_replica(journal: JournalId, receiving: Receiving) -> EntryLog:
+    # While the disk is full the reserve belongs to trimming; no new log may take it.
+    if receiving.gate.is_closed(DISK_FULL) and journal not in receiving.journals.replicas:
+        raise DiskFull(f"no room for journal {journal}")
+    try:
+        return await receiving.journals.replica(journal)
+    except DiskFull as full:
+        receiving.gate.close_for_disk(full, receiving.logger)
+        raise
+
+
+async def _turn_away(link: Link, goodbye: Goodbye, receiving: Receiving) -> None:
+    try:
+        with trio.fail_after(receiving.config.idle_timeout_s):
+            await link.send(goodbye)
+    except LINK_ERRORS:
+        return
 
 
 class _Session:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from nodes.entry_log import EntryLog
 from nodes.seams import Entropy, Storage
 from nodes.wakeup import Wakeup
 
 JOURNALS_DIR = "journals"
+JOURNALS_OF_ORIGIN_MAX = 64
+"""A site begins a journal when its disk was lost, and each costs its peers a segment: a site that makes one after another
+is refused before it has filled their disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,18 @@ class Journals:
         return journals
 
     async def replica(self, journal: JournalId) -> EntryLog:
-        """The log of a peer's journal, made if it is the first time that this site hears of it."""
+        """The log of a peer's journal, made if it is the first time that this site hears of it.
+
+        Raises:
+            PeerRefused: the peer has made too many.
+            DiskFull: there is no room for a segment.
+        """
         log = self.replicas.get(journal)
         if log is None:
+            if sum(other.origin == journal.origin for other in self.replicas) >= JOURNALS_OF_ORIGIN_MAX:
+                raise PeerRefused(
+                    "too_many_journals", f"site {journal.origin} has begun {JOURNALS_OF_ORIGIN_MAX} journals already"
+                )
             log = await self._settings.create(self._storage, journal, self._entropy)
             self.replicas[journal] = log
         return log

@@ -20,7 +20,7 @@ from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator, BatchTag
 from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
-from claudefs_repl.error import PeerRefused, ProtocolViolation
+from claudefs_repl.error import DiskFull, PeerRefused, ProtocolViolation
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
@@ -34,7 +34,7 @@ from nodes.peers import PeerRecord
 from nodes.runtime import SystemClock
 from nodes.storage import DiskStorage
 from nodes.store.sqlite_store import SqliteStore
-from nodes.write_gate import WriteGate
+from nodes.write_gate import DISK_FULL, WriteGate
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing, PairKey
 from protocol.messages import Ack, Batch, Nack, Tails, Welcome
@@ -69,8 +69,9 @@ def block(first=1, count=3, shard=0):
 class Site:
     """Site B as far as the wire sees it."""
 
-    def __init__(self, config, journals, admission, events, record):
+    def __init__(self, config, journals, admission, events, record, gate):
         self.config = config
+        self.gate = gate
         self.journals = journals
         self.admission = admission
         self._events = events
@@ -162,7 +163,7 @@ async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
         logger=logger,
     )
     await nursery.start(listener.run)
-    site = Site(config, journals, admission, events, records[A])
+    site = Site(config, journals, admission, events, records[A], receiving.gate)
     try:
         yield site
     finally:
@@ -356,6 +357,43 @@ async def test_a_link_whose_key_is_retired_ends_under_its_user(site):
     assert await live.close_retired(KeyRing(A, [PairKey("k2", A, B, b"2" * 32)], "k2")) == 1
     with pytest.raises(LINK_ERRORS):
         await link.send(batch(link))
+
+
+async def test_a_new_peer_of_a_full_site_is_told_so_and_served_when_there_is_room(site, monkeypatch):
+    """No room for a peer's first segment refuses that peer, in words, and ends nothing else."""
+    create = DiskStorage.create
+
+    async def full(self, path, size):
+        await trio.lowlevel.checkpoint()
+        raise DiskFull(path)
+
+    monkeypatch.setattr(DiskStorage, "create", full)
+    link = await site.dial()
+    with pytest.raises(PeerRefused) as refused:
+        await link.expect(Welcome)
+    assert refused.value.code == "disk_full"
+    assert refused.value.wait_ms > 0
+    monkeypatch.setattr(DiskStorage, "create", create)
+    link = await site.dial()
+    with pytest.raises(PeerRefused):
+        await link.expect(Welcome)
+    site.gate.open(DISK_FULL)
+    link = await site.dial()
+    await link.expect(Welcome)
+
+
+async def test_a_peer_that_begins_journal_after_journal_is_refused(site, monkeypatch):
+    """Each journal costs a segment: beyond a number of them the peer is refused, and its earlier ones are served."""
+    monkeypatch.setattr("nodes.journals.JOURNALS_OF_ORIGIN_MAX", 2)
+    for incarnation in (1, 2):
+        link = await site.dial(who=identity(A, incarnation=Incarnation(incarnation)))
+        await link.expect(Welcome)
+    link = await site.dial(who=identity(A, incarnation=Incarnation(3)))
+    with pytest.raises(PeerRefused) as refused:
+        await link.expect(Welcome)
+    assert refused.value.code == "too_many_journals"
+    link = await site.dial(who=identity(A, incarnation=Incarnation(2)))
+    await link.expect(Welcome)
 
 
 class Tamperer:
