@@ -18,6 +18,7 @@ import trio
 
 import nodes
 from claudefs_repl.error import ConfigInvalid, WorldError
+from claudefs_repl.failover import SiteMode
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.client import SiteUnreachable, connect_site
 from nodes.key_files import load_keys
@@ -27,6 +28,8 @@ READY_TIMEOUT_S = 30.0
 """Recovery reads the newest segments only; a site that takes longer has a problem that its log names."""
 STOP_GRACE_S = 5.0
 """Beyond the drain deadline, for the last syncs; then a site is killed."""
+SETTLE_GRACE_S = 5.0
+"""Beyond the wait for a first peer and the checks that make a site writable, for the connections and the catching up."""
 POLL_S = 0.05
 LAST_LINES = 12
 
@@ -131,6 +134,26 @@ async def wait_ready(
             await trio.sleep(POLL_S)
     site = cluster.site(name)
     raise SiteFailed(f"site {name} is not ready after {timeout_s:g} s: {why}\n{last_lines(site)}".rstrip())
+
+
+async def wait_writable(cluster: ClusterConfig, name: str) -> SiteMode:
+    """The mode of a site that serves: as soon as it takes writes, or when one that is well would have done so.
+
+    A site that catches up for long, or whose mode is held by hand, is no failure. Without `active_active` a standby stays
+    one, and is not waited for.
+
+    Raises:
+        SiteUnreachable: it ended, or does not answer.
+    """
+    failover = cluster.failover
+    checks_s = failover.recovery_threshold * failover.check_interval_ms / 1000
+    deadline = trio.current_time() + cluster.startup.startup_wait_s + checks_s + SETTLE_GRACE_S
+    while True:
+        async with connect_site(cluster, name) as client:
+            mode = SiteMode(client.hello["mode"])
+        if mode.is_writable or not failover.active_active or trio.current_time() > deadline:
+            return mode
+        await trio.sleep(POLL_S)
 
 
 def describe_end(cluster: ClusterConfig, name: str, process: trio.Process) -> str:

@@ -37,6 +37,7 @@ from nodes.launcher import (
     start_process,
     stop_site,
     wait_ready,
+    wait_writable,
 )
 from nodes.runtime import SystemClock, is_local_address, site_pid
 from nodes.supervisor import run_up
@@ -81,7 +82,7 @@ def init(directory: Path, sites: int, base_port: int, as_json: bool) -> None:
         "claudefs-repl up --detach && claudefs-repl status",
     )
 )
-@click.option("--detach", is_flag=True, help="Return when all sites are ready; they run on. Stop them with `down`.")
+@click.option("--detach", is_flag=True, help="Return when all sites take writes; they run on. Stop them with `down`.")
 @click.option("--restart", is_flag=True, help="Start a site again when it ends by itself.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; only with --detach.")
 @pass_cluster
@@ -112,7 +113,7 @@ def up(cluster: ClusterConfig, detach: bool, restart: bool, as_json: bool) -> No
 async def _up_detached(
     cluster: ClusterConfig, sites: list[SiteConfig], *, echo: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Start what does not run; each site's process. If one fails, those that this call started are stopped again."""
+    """Start what does not run; what became of each site. If one fails, those that this call started are stopped again."""
     outcomes: dict[str, dict[str, Any]] = {}
     started: list[SiteConfig] = []
     failures: list[SiteFailed] = []
@@ -132,6 +133,12 @@ async def _up_detached(
         echo(f"site {site.name} is ready (pid {pid})")
         started.append(site)
 
+    async def settle(site: SiteConfig) -> None:
+        mode = await wait_writable(cluster, site.name)
+        outcomes[site.name]["mode"] = mode.value
+        if not mode.is_writable:
+            echo(f"site {site.name} takes no writes yet: it is {mode.value}; see: claudefs-repl status")
+
     async with trio.open_nursery() as nursery:
         for site in sites:
             nursery.start_soon(start, site)
@@ -139,6 +146,9 @@ async def _up_detached(
         for site in started:
             await stop_site(cluster, site)
         raise failures[0]
+    async with trio.open_nursery() as nursery:  # each needs the others to become writable, so not before all serve
+        for site in started:
+            nursery.start_soon(settle, site)
     return dict(sorted(outcomes.items()))
 
 

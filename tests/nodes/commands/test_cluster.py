@@ -133,7 +133,8 @@ def test_starting_and_breaking_as_json(stopped: ClusterConfig) -> None:
     assert (rebuilt["site"], type(rebuilt["entries"])) == ("alpha", int)
 
     up = json.loads(program(stopped.path, "up", "--detach", "--json").stdout)
-    ready = {site.name: {"state": "ready", "pid": site_pid(site)} for site in (alpha, beta)}
+    told = {"state": "ready", "mode": "ActiveReadWrite"}  # so a command that writes can follow at once
+    ready = {site.name: told | {"pid": site_pid(site)} for site in (alpha, beta)}
     assert up == {"sites": ready, "elsewhere": {}}
     again = json.loads(program(stopped.path, "up", "--detach", "--json").stdout)
     assert [site["state"] for site in again["sites"].values()] == ["ran already", "ran already"]
