@@ -61,7 +61,7 @@ class Applier:
     async def run(self) -> None:
         """Apply the replicas for ever. While a received backlog grows, take at most the configured share of the time."""
         while True:
-            progressed = False
+            is_idle = True
             for log in self._journals.all()[1:]:
                 before = self._pending(log)
                 started_s = trio.current_time()
@@ -71,14 +71,16 @@ class Applier:
                     self._gate.close_for_disk(full, self._logger)
                     await self._forget_reader(log)
                     await trio.sleep(DISK_RETRY_S)
+                    # What is left may be the last that comes for a long time: nobody else would wake this task for it.
+                    is_idle = False
                     continue
                 if not applied:
                     continue
-                progressed = True
+                is_idle = False
                 busy_s = trio.current_time() - started_s
                 if self._pending(log) > max(before, BACKLOG_ENTRIES):
                     await trio.sleep(min(PAUSE_MAX_S, busy_s * (1 / self._share - 1)))
-            if not progressed:
+            if is_idle:
                 await self._journals.replica_grew.wait()
 
     async def catch_up(self, log: EntryLog) -> int:
