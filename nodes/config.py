@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +34,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """A site's name is part of file names and of SITE:/path addresses."""
 ADDRESS_PATTERN = r"^[A-Za-z0-9:][A-Za-z0-9.:%_-]{0,252}$"
 """IPv4, IPv6 or a host name; the resolver judges the rest."""
+PATH_PATTERN = r"^[^\x00]+$"
 _TIB = 1 << 40
 _DAY_S = 86400
 
@@ -106,14 +107,16 @@ class _ClusterTable(_Table):
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 letters, digits and . _ -")
     ]
     shards: Annotated[int, Field(ge=1, le=SHARDS_MAX, description=f"a whole number from 1 to {SHARDS_MAX}")] = 4
-    keys_dir: Annotated[str, Field(min_length=1, description="a directory, relative to this file")] = "keys"
+    keys_dir: Annotated[str, Field(pattern=PATH_PATTERN, description="a directory, relative to this file")] = "keys"
 
 
 class _SiteTable(_Table):
     id: Annotated[int, Field(ge=1, le=SITE_ID_MAX, description=f"a whole number from 1 to {SITE_ID_MAX}")]
     address: Annotated[str, Field(pattern=ADDRESS_PATTERN, description="an IP address or a host name")]
     port: Annotated[int, Field(ge=1, le=65535, description="a whole number from 1 to 65535")]
-    data_dir: Annotated[str, Field(min_length=1, description="a directory, relative to this file")] | None = None
+    data_dir: Annotated[str, Field(pattern=PATH_PATTERN, description="a directory, relative to this file")] | None = (
+        None
+    )
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -212,23 +215,36 @@ def _check_sites(raw: object, base: Path, problems: list[str]) -> list[SiteConfi
         if values is not None:
             data_dir = base / (values["data_dir"] or f"data/{name}")
             sites.append(SiteConfig(name, SiteId(values["id"]), values["address"], values["port"], data_dir))
-    _find_twins(sites, problems)
+    _find_twins(raw, base, problems)
     return sites
 
 
-def _find_twins(sites: Sequence[SiteConfig], problems: list[str]) -> None:
-    """What must be a site's own may not be two sites'; key files of ALPHA and alpha are one on some file systems."""
-    for what, of in (
-        ("id", lambda site: site.site_id),
-        ("name, in capitals or not,", lambda site: site.name.lower()),
-        ("address and port", lambda site: (site.address, site.port)),
-        ("data_dir", lambda site: site.data_dir.resolve()),
-    ):
-        first: dict[Any, SiteConfig] = {}
-        for site in sites:
-            twin = first.setdefault(of(site), site)
-            if twin is not site:
-                problems.append(f"sites.{site.name}: expected {what} of its own, got that of sites.{twin.name}")
+def _find_twins(tables: Mapping[str, object], base: Path, problems: list[str]) -> None:
+    """What must be a site's own may not be two sites'; key files of ALPHA and alpha are one on some file systems.
+
+    Tables that have other problems are compared too, as far as they say something of the right type.
+    """
+    first: dict[tuple[str, object], str] = {}
+    for name, table in tables.items():
+        for what, value in _own_of(name, table, base):
+            twin = first.setdefault((what, value), name)
+            if twin != name:
+                problems.append(f"sites.{name}: expected {what} of its own, got that of sites.{twin}")
+
+
+def _own_of(name: str, table: object, base: Path) -> Iterator[tuple[str, object]]:
+    """What has to be one site's only, in words and as a value that is equal for equal things."""
+    yield "a name, in capitals or not,", name.lower()
+    if not isinstance(table, dict):
+        return
+    site_id, address, port = table.get("id"), table.get("address"), table.get("port")
+    data_dir = table.get("data_dir", f"data/{name}")
+    if type(site_id) is int:  # a bool is none
+        yield "an id", site_id
+    if isinstance(address, str) and type(port) is int:
+        yield "an address and port", (address, port)
+    if isinstance(data_dir, str) and re.match(PATH_PATTERN, data_dir):
+        yield "a data_dir", (base / data_dir).resolve()
 
 
 def _contradictions(sections: Mapping[str, Any]) -> list[str]:

@@ -146,6 +146,22 @@ def test_two_sites_cannot_share_what_is_a_sites_own(tmp_path: Path, change: tupl
     assert "sites.alpha" in problem
 
 
+def test_a_directory_that_no_system_can_have_is_told(tmp_path: Path) -> None:
+    """A NUL in a path is a problem of the file, with its key, like any other."""
+    keys = 'keys_dir = "k\\u0000"\n[sites.alpha]'
+    problems = problems_of(tmp_path, GOOD.replace("elsewhere/b", "b\\u0000").replace("[sites.alpha]", keys))
+    assert [problem.split(": ")[0] for problem in problems] == ["cluster.keys_dir", "sites.beta.data_dir"]
+
+
+def test_what_two_sites_share_is_told_beside_their_other_problems(tmp_path: Path) -> None:
+    """A wrong key in a site's table hides neither its id nor its port from the comparison with the others."""
+    problems = problems_of(
+        tmp_path, GOOD.replace("id = 2", 'id = 1\ncolour = "red"').replace("[sites.alpha]", "[sites.alpha]\nsize = 3")
+    )
+    assert [problem.split(": ")[0] for problem in problems] == ["sites.alpha.size", "sites.beta.colour", "sites.beta"]
+    assert problems[2] == "sites.beta: expected an id of its own, got that of sites.alpha"
+
+
 @pytest.mark.parametrize(
     ("section", "key"),
     [
