@@ -160,8 +160,7 @@ class _Get:
         xattrs = {} if node.kind is Kind.SYMLINK else await remote.read_xattrs(self._client, node.inode)
         there = look_if_there(place.path)
         if there is not None:
-            if there.kind is Kind.DIR:
-                self._report.problem(place.path, "a directory is in its place: remove it and run get again")
+            if self._is_in_the_way(there):
                 return
             if await self._content_stays(place, there):
                 self._objects[node.inode] = place.path
@@ -179,6 +178,14 @@ class _Get:
             os.rename(beside, place.path)
         self._objects[node.inode] = place.path
         self._report.add(node.kind)
+
+    def _is_in_the_way(self, there: LocalNode) -> bool:
+        """Whether a file or link may not replace what is at its place: a directory, or root's /dev/null; reported."""
+        if there.kind not in (Kind.DIR, Kind.SPECIAL):
+            return False
+        what = there.special or "a directory"
+        self._report.problem(there.path, f"{what} is in its place: remove it and run get again")
+        return True
 
     async def _content_stays(self, place: _Place, there: LocalNode) -> bool:
         """Whether what is at the place has the type and content, and is shared with no object that differs."""
@@ -281,8 +288,7 @@ class _Get:
         if there is not None and there.key == (original.st_dev, original.st_ino):
             self._report.skip(0)
             return
-        if there is not None and there.kind is Kind.DIR:
-            self._report.problem(place.path, "a directory is in its place: remove it and run get again")
+        if there is not None and self._is_in_the_way(there):
             return
         with _beside(place) as beside:
             os.link(first, beside, follow_symlinks=False)

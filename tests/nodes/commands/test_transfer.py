@@ -301,6 +301,20 @@ async def test_what_is_in_the_way_is_named(site: Any, tree: Path, tmp_path: Path
     assert (other / "text").is_dir()
 
 
+async def test_get_replaces_no_special_file(site: Any, tree: Path, tmp_path: Path) -> None:
+    """A device or pipe in the place of a file, or of a further name of one, stays, and the report names it."""
+    os.link(tree / "text", tree / "text2")
+    await put(site, tree)
+    for name in ("text", "text2"):
+        copy = tmp_path / f"without-{name}"
+        copy.mkdir()
+        os.mkfifo(copy / name)
+        report = await get(site, copy)
+        (problem,) = report.problems
+        assert (os.path.basename(problem.path), "named pipe" in problem.reason) == (name.encode(), True)
+        assert (copy / name).is_fifo()
+
+
 async def test_a_local_link_is_never_followed(site: Any, tmp_path: Path) -> None:
     """A symbolic link in a directory's place does not lead a get out of its destination."""
     (tmp_path / "tree" / "d").mkdir(parents=True)
