@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,32 +13,26 @@ from claudefs_repl.checkpoint import Cursors, cursor_of, join
 from claudefs_repl.error import DiskFull
 from claudefs_repl.fanout import retention_floor
 from claudefs_repl.health import LagSample
-from claudefs_repl.journal import JournalId, SiteId
+from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import JournalConfig
 from nodes.entry_log import EntryLog
+from nodes.evidence import Evidence, write_evidence
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.seams import Storage
-from nodes.snapshots import Snapshot, cursors_from_json, cursors_to_json, take_snapshot
+from nodes.snapshots import Snapshot, take_snapshot
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
 
 TICK_S = 1.0
-CURSORS_EVERY_TICKS = 5
+EVIDENCE_EVERY_TICKS = 5
 """Evidence may be a few seconds old: it only widens what recovery can tell from a torn tail."""
 DURABLE_EVERY_TICKS = 5
 """How often the store's own log is synced: a power loss costs as much applying again, nothing else."""
-CURSORS_FILE = "cursors.json"
 RESERVE_FILE = "reserve"
 PROBE_FILE = "reserve.probe"
 STALLED_S = 10.0
 """A connected link that has lag and no ack for so long is an event of its own."""
-
-
-async def read_evidence(storage: Storage) -> dict[JournalId, tuple[int, ...]]:
-    """What this site once told or heard to be durable, of every journal; empty for a new site."""
-    content = await storage.read_file(CURSORS_FILE)
-    return {} if content is None else cursors_from_json(json.loads(content)["durable"])
 
 
 @dataclass(slots=True)
@@ -81,7 +74,7 @@ class Housekeeper:
         self._logger = logger
         self._bytes_at_snapshot = 0 if snapshot is None else self._applied_bytes(snapshot.applied)
         self._stalled: set[SiteId] = set()
-        self._written: dict[str, list[int]] = {}
+        self._written = Evidence()
         self.stats = HousekeeperStats(snapshot_applied=None if snapshot is None else snapshot.applied)
 
     async def run(self) -> None:
@@ -96,7 +89,7 @@ class Housekeeper:
                 await self._recover_disk()
                 continue
             try:
-                if tick % CURSORS_EVERY_TICKS == 0:
+                if tick % EVIDENCE_EVERY_TICKS == 0:
                     await self.write_evidence()
                 if tick % DURABLE_EVERY_TICKS == 0:
                     await self._store.make_durable()
@@ -111,13 +104,15 @@ class Housekeeper:
         """Persist what is durable here and was told to others, and what peers acknowledged of the own journal."""
         durable = self._journals.received()
         own = self._journals.own.journal
-        for record in self._peers.values():
+        acked: dict[SiteId, tuple[int, ...]] = {}
+        for site_id, record in self._peers.items():
             if len(record.acked) == self._shard_count and not record.ahead:
+                acked[site_id] = record.acked
                 durable[own] = join(durable[own], record.acked)
-        value = cursors_to_json(durable)
-        if value != self._written:
-            await self._storage.replace_file(CURSORS_FILE, json.dumps({"format": 1, "durable": value}).encode())
-            self._written = value
+        evidence = Evidence(durable, acked)
+        if evidence != self._written:
+            await write_evidence(self._storage, evidence)
+            self._written = evidence
 
     def _applied_bytes(self, applied: Cursors) -> int:
         """Log bytes that a view with these cursors has folded: a snapshot is worth what it lets go, not what came in."""

@@ -11,11 +11,11 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import CallerError, WalCorrupted, WorldError
-from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
 from nodes.entry_log import GapInLog
-from nodes.housekeeper import read_evidence
+from nodes.evidence import read_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
 from nodes.seams import Entropy, Storage
 from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
@@ -35,6 +35,7 @@ class Recovered:
     store: SqliteStore
     snapshot: Snapshot | None
     replayed: int
+    acked: dict[SiteId, tuple[int, ...]]
 
     async def close(self) -> None:
         """Close the store and the logs."""
@@ -62,13 +63,14 @@ async def recover(
         WorldError: the view cannot be made from what is here.
     """
     own, is_new = await _identity(cluster, site, storage, entropy)
+    evidence = await read_evidence(storage)
     journals = await Journals.open(
         storage=storage,
         settings=LogSettings(cluster.cluster_id, cluster.shards, cluster.journal.segment_bytes),
         entropy=entropy,
         own=own,
         is_new=is_new,
-        evidence=await read_evidence(storage),
+        evidence=evidence.durable,
     )
     if is_new:
         await _write_identity(storage, cluster, site, own, is_ready=True)
@@ -97,7 +99,7 @@ async def recover(
     if replayed:
         duration_ms = round((trio.current_time() - started_s) * 1000)
         logger.info("view_rebuilt" if rebuild else "replayed", entries=replayed, duration_ms=duration_ms)
-    return Recovered(journals, store, snapshot, replayed)
+    return Recovered(journals, store, snapshot, replayed, evidence.acked)
 
 
 async def _identity(

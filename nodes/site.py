@@ -297,6 +297,8 @@ class _Site:
 
     async def _serve(self, running: _Running) -> None:
         await running.manager.register_site(self._site.site_id, initial=SiteMode.STANDBY_READ_ONLY)
+        for site_id, record in self._peers.items():
+            record.acked = running.recovered.acked.get(site_id, ())
         pinned = await read_pinned_mode(self._storage)
         if pinned is not None:
             await running.manager.force_mode(self._site.site_id, pinned, pin=True)

@@ -230,6 +230,9 @@ class SiteStatus:
             return None, None
         try:
             blocks = await reader.read(bytes_max=OLDEST_READ_BYTES)
+        except GapInLog:  # trimmed just now
+            return None, None
+        else:
             behind = own.position - reader.position + sum(len(block.encoded) for block in blocks)
         finally:
             await reader.close()
@@ -253,7 +256,10 @@ class SiteStatus:
                 sites[site.name] = _unreachable(site, f"site {site.name}: its answer is no digest")
         verdict = _judge(sites)
         if verdict.pop("trees_differ"):
-            verdict["first_difference"] = await self._first_difference(sites)
+            try:
+                verdict["first_difference"] = await self._first_difference(sites)
+            except PeerUnreachable as error:
+                verdict["reason"] = f"{verdict['reason']}; where is not known: {error}"
         return {**verdict, "sites": sites}
 
     async def _first_difference(self, sites: dict[str, Any]) -> dict[str, Any] | None:

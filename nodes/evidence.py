@@ -1,0 +1,63 @@
+"""Evidence: what a site once told or heard to be durable, kept beside its logs.
+
+A log that is shorter than its evidence was damaged or restored, however clean its end looks. The file may be a few
+seconds old, which only widens what recovery can tell from a torn tail.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import WorldError
+from claudefs_repl.journal import SiteId
+from nodes.seams import Storage
+from nodes.snapshots import cursors_from_json, cursors_to_json
+
+EVIDENCE_FILE = "cursors.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the file says.
+
+    Attributes:
+        durable: of every journal, what was durable here or, of the own one, anywhere.
+        acked: what each peer has acknowledged of the own journal: the lag of a peer that is down after a restart.
+    """
+
+    durable: Cursors = field(default_factory=dict)
+    acked: dict[SiteId, tuple[int, ...]] = field(default_factory=dict)
+
+
+async def read_evidence(storage: Storage) -> Evidence:
+    """The newest evidence, empty for a new site.
+
+    Raises:
+        WorldError: the file is there and cannot be understood.
+    """
+    content = await storage.read_file(EVIDENCE_FILE)
+    if content is None:
+        return Evidence()
+    try:
+        value = json.loads(content)
+        acked = {SiteId(int(site)): tuple(map(int, seqs)) for site, seqs in value["acked"].items()}
+        return Evidence(cursors_from_json(value["durable"]), acked)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorldError(f"{EVIDENCE_FILE} cannot be read ({error!r}); restore it from a copy, or remove it") from error
+
+
+async def write_evidence(storage: Storage, evidence: Evidence) -> None:
+    """Replace the file, durably.
+
+    Raises:
+        DiskFull: there is no room; the old file stays.
+    """
+    value = {
+        "format": FORMAT,
+        "durable": cursors_to_json(evidence.durable),
+        "acked": {str(site): list(evidence.acked[site]) for site in sorted(evidence.acked)},
+    }
+    await storage.replace_file(EVIDENCE_FILE, json.dumps(value).encode())
