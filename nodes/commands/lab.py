@@ -6,8 +6,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nodes.launcher import Launcher
 
 PORTS = range(20_000, 32_000, 16)
 """First ports to try: below those that Linux gives to outgoing connections, 16 apart for as many sites."""
+RESERVING_ADDRESS = "127.0.0.250"
 WRITABLE_TIMEOUT_S = 30.0
 """A site waits up to 10 s for its first peer, and a fresh one has nothing to catch up."""
 ASK_TIMEOUT_S = 2.0
@@ -77,36 +78,46 @@ def file_system_of(path: Path) -> str:
     return kind
 
 
-def make_cluster(
+@contextmanager
+def reserved_ports(count: int, ports: range = PORTS) -> Iterator[int]:
+    """The first of some ports in a row that no other laboratory takes while the block runs.
+
+    A socket bound to the first of them on an address that no site has keeps them, also while a site is down and its own
+    port is free.
+
+    Raises:
+        ConfigInvalid: no ports are free.
+    """
+    start = os.getpid() % len(ports)
+    for first in [*ports[start:], *ports[:start]]:
+        with socket.socket() as reservation:
+            try:
+                reservation.bind((RESERVING_ADDRESS, first))
+                for i in range(count):
+                    with socket.socket() as probe:
+                        # As a listener does: what a connection of an earlier site left in TIME_WAIT is no hindrance.
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        probe.bind((f"127.0.0.{i + 1}", first + i))
+            except OSError:
+                continue
+            yield first
+            return
+    raise ConfigInvalid([f"no {count} ports in a row are free between {ports.start} and {ports.stop} on 127.0.0.0/8"])
+
+
+@contextmanager
+def fresh_cluster(
     directory: Path, *, sites: int, settings: Mapping[str, Mapping[str, object]] | None = None
-) -> ClusterConfig:
-    """Write a fresh cluster with its keys, on ports of this machine that are free now.
+) -> Iterator[ClusterConfig]:
+    """Write a cluster with its keys into a directory, on ports that are its own while the block runs.
 
     Raises:
         ConfigInvalid: no ports are free, or the directory has a cluster already.
     """
-    path = write_cluster(directory, sites, _free_ports(sites), settings=settings)
-    cluster = load_cluster(path)
-    write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
-    return cluster
-
-
-def _free_ports(count: int) -> int:
-    start = os.getpid() % len(PORTS)
-    candidates: list[int] = [*PORTS[start:], *PORTS[:start]]
-    for first in candidates:
-        if all(_is_free(f"127.0.0.{i + 1}", first + i) for i in range(count)):
-            return first
-    raise ConfigInvalid([f"no {count} ports in a row are free between {PORTS.start} and {PORTS.stop} on 127.0.0.0/8"])
-
-
-def _is_free(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+    with reserved_ports(sites) as first:
+        cluster = load_cluster(write_cluster(directory, sites, first, settings=settings))
+        write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
+        yield cluster
 
 
 @asynccontextmanager
@@ -132,8 +143,9 @@ async def temporary_cluster(
     """
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
-        async with Launcher(make_cluster(directory, sites=sites, settings=settings)) as launcher:
-            yield directory, launcher
+        with fresh_cluster(directory, sites=sites, settings=settings) as cluster:
+            async with Launcher(cluster) as launcher:
+                yield directory, launcher
     finally:
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)

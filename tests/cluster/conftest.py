@@ -8,10 +8,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nodes.client import connect_site
 from nodes.commands.common import path_text
 from nodes.commands.compare import compare_trees
 from nodes.commands.get import get_tree
-from nodes.commands.lab import ask_site, wait_writable
+from nodes.commands.lab import ask_site, reserved_ports, wait_writable
 from nodes.commands.put import FILES_AT_ONCE, put_tree
 from nodes.commands.transfer_report import TransferReport
 from nodes.config import load_cluster, write_cluster
@@ -36,9 +35,6 @@ from nodes.store.view import View
 
 PORTS = range(10_000, 20_000, 16)
 """Below those of the laboratory and those that Linux gives to outgoing connections."""
-RESERVING_ADDRESS = "127.0.0.250"
-"""No site's: a socket bound there to a first port keeps the 16 ports for this cluster for as long as it lives, also while
-a site is down and its own port is free."""
 LIMIT_S = 60.0
 """For anything that is waited for: only a broken site takes as long on a busy machine."""
 POLL_S = 0.05
@@ -56,26 +52,6 @@ def with_quick(settings: dict[str, dict[str, object]] | None) -> dict[str, dict[
     for section, values in (settings or {}).items():
         merged.setdefault(section, {}).update(values)
     return merged
-
-
-@contextlib.contextmanager
-def reserved_ports(count: int) -> Iterator[int]:
-    """The first of some ports that no other test takes while the block runs."""
-    start = os.getpid() % len(PORTS)
-    for first in [*PORTS[start:], *PORTS[:start]]:
-        with socket.socket() as reservation:
-            try:
-                reservation.bind((RESERVING_ADDRESS, first))
-                for i in range(count):
-                    with socket.socket() as probe:
-                        # As a listener does: what a connection of an earlier site left in TIME_WAIT is no hindrance.
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind((f"127.0.0.{i + 1}", first + i))
-            except OSError:
-                continue
-            yield first
-            return
-    raise AssertionError("no ports are free")
 
 
 @dataclass(frozen=True)
@@ -317,7 +293,7 @@ async def make_lab(tmp_path: Path) -> AsyncIterator[MakeLab]:
         async def make(
             sites: int = 3, *, settings: dict[str, dict[str, object]] | None = None, start: bool = True
         ) -> Lab:
-            first = stack.enter_context(reserved_ports(sites))
+            first = stack.enter_context(reserved_ports(sites, PORTS))
             directory = tmp_path / f"cluster-{first}"
             path = write_cluster(directory, sites, first, cluster_id=f"test-{first}", settings=with_quick(settings))
             cluster = load_cluster(path)

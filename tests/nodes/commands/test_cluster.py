@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from claudefs_repl.topology import ClusterConfig
 from nodes.__main__ import cli
-from nodes.commands.lab import make_cluster
+from nodes.commands.lab import fresh_cluster
 from nodes.config import load_cluster
 from nodes.runtime import process_lives, site_pid
 
@@ -50,9 +50,9 @@ def has_ended(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
-    cluster = make_cluster(tmp_path_factory.mktemp("shared"), sites=2, settings=QUICK)
-    yield cluster
-    run(cluster.path, "down")
+    with fresh_cluster(tmp_path_factory.mktemp("shared"), sites=2, settings=QUICK) as cluster:
+        yield cluster
+        run(cluster.path, "down")
 
 
 @pytest.fixture

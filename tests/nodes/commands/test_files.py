@@ -15,7 +15,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from nodes.__main__ import cli
-from nodes.commands.lab import make_cluster, wait_writable
+from nodes.commands.lab import fresh_cluster, wait_writable
 
 pytestmark = pytest.mark.cluster
 Run = Callable[..., Result]
@@ -24,19 +24,19 @@ Run = Callable[..., Result]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a command line against a cluster of one running site."""
-    cluster = make_cluster(tmp_path_factory.mktemp("cluster"), sites=1)
+    with fresh_cluster(tmp_path_factory.mktemp("cluster"), sites=1) as cluster:
 
-    def invoke(*arguments: str | bytes, stdin: bytes = b"", status: int = 0) -> Result:
-        line = ["-c", str(cluster.path), *(os.fsdecode(argument) for argument in arguments)]
-        result = CliRunner().invoke(cli, line, input=stdin)
-        assert result.exit_code == status, result.output
-        return result
+        def invoke(*arguments: str | bytes, stdin: bytes = b"", status: int = 0) -> Result:
+            line = ["-c", str(cluster.path), *(os.fsdecode(argument) for argument in arguments)]
+            result = CliRunner().invoke(cli, line, input=stdin)
+            assert result.exit_code == status, result.output
+            return result
 
-    # A process of its own starts the site, as a user would: this one is not the parent of what runs on.
-    subprocess.run([sys.executable, "-m", "nodes", "-c", str(cluster.path), "up", "--detach"], check=True)
-    trio.run(wait_writable, cluster, "alpha")
-    yield invoke
-    invoke("down")
+        # A process of its own starts the site, as a user would: this one is not the parent of what runs on.
+        subprocess.run([sys.executable, "-m", "nodes", "-c", str(cluster.path), "up", "--detach"], check=True)
+        trio.run(wait_writable, cluster, "alpha")
+        yield invoke
+        invoke("down")
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_bad_input_is_named(run: Run, home: str, tmp_path: Path) -> None:
 
 def test_a_site_that_is_down(tmp_path: Path) -> None:
     """A command on a site that does not run says so and what to do, and ends with 3."""
-    cluster = make_cluster(tmp_path, sites=1)
-    result = CliRunner().invoke(cli, ["-c", str(cluster.path), "ls", "alpha:/"])
+    with fresh_cluster(tmp_path, sites=1) as cluster:
+        result = CliRunner().invoke(cli, ["-c", str(cluster.path), "ls", "alpha:/"])
     assert result.exit_code == 3
     assert "claudefs-repl up" in result.stderr
