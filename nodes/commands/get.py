@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -173,7 +173,8 @@ class _Get:
             if node.kind is Kind.SYMLINK:
                 os.symlink(node.target or b"", beside)
             else:
-                await self._receive(place, beside)
+                with self._report.content(node.size) as count:
+                    await self._receive(place, beside, count)
             self._set_attributes(beside, node, xattrs, {})
             os.rename(beside, place.path)
         self._objects[node.inode] = place.path
@@ -215,7 +216,7 @@ class _Get:
             os.close(descriptor)
         return True
 
-    async def _receive(self, place: _Place, beside: bytes) -> None:
+    async def _receive(self, place: _Place, beside: bytes, count: Callable[[int], None]) -> None:
         """A file's content, several parts on their way at once.
 
         Raises:
@@ -230,7 +231,7 @@ class _Get:
                 raise NotStill
             if data != _ZEROS[:length]:  # what is all zeros stays a hole
                 _write_at(descriptor, data, offset)
-            self._report.file_bytes += length
+            count(length)
 
         parts = ((at, min(ops.CHUNK_BYTES, node.size - at)) for at in range(0, node.size, ops.CHUNK_BYTES))
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -314,19 +314,20 @@ class _Put:
     async def _send_large(self, descriptor: int, node: LocalNode, place: _Place) -> Inode:
         inode = (await remote.submit(self._client, [_create(node)]))[0]
         try:
-            sent = await self._send_content(descriptor, node, inode)
-            _check_still(descriptor, node, node.size)
-            await self._set_xattrs(inode, node)
-            steps = [ops.copy_attributes(node, inode), ops.name_file(inode, place.parent, place.name)]
-            if sent < node.size:  # it ends in a hole
-                steps.insert(0, ops.truncate(inode, node.size))
-            await remote.submit(self._client, steps)
+            with self._report.content(node.size) as count:
+                sent = await self._send_content(descriptor, node, inode, count)
+                _check_still(descriptor, node, node.size)
+                await self._set_xattrs(inode, node)
+                steps = [ops.copy_attributes(node, inode), ops.name_file(inode, place.parent, place.name)]
+                if sent < node.size:  # it ends in a hole
+                    steps.insert(0, ops.truncate(inode, node.size))
+                await remote.submit(self._client, steps)
         except (NotStill, OSError, OperationRefused):
             await self._give_up(inode)
             raise
         return inode
 
-    async def _send_content(self, descriptor: int, node: LocalNode, inode: Inode) -> int:
+    async def _send_content(self, descriptor: int, node: LocalNode, inode: Inode, count: Callable[[int], None]) -> int:
         """The parts that hold data, several on their way at once; where the last of them ends.
 
         Raises:
@@ -340,7 +341,7 @@ class _Put:
             if len(data) != length:
                 raise NotStill
             await remote.submit(self._client, ops.write(inode, offset, data))
-            self._report.file_bytes += length
+            count(length)
             sent = max(sent, offset + length)
 
         await in_parts(_chunks(descriptor, node.size), send, self._chunk_places)

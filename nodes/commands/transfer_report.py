@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from claudefs_repl.error import OperationRefused
@@ -17,7 +19,7 @@ class TransferReport:
         dirs: directories made or brought up to date.
         symlinks: symbolic links made or brought up to date.
         links: further names given to files.
-        file_bytes: content carried, bytes.
+        file_bytes: the size of what was carried, holes included, as far as it has come.
         skipped: objects that were there and equal.
         skipped_bytes: the size of the files among them.
         problems: what was not carried over; the rest was.
@@ -52,6 +54,26 @@ class TransferReport:
             self.dirs += 1
         else:
             self.symlinks += 1
+
+    @contextmanager
+    def content(self, size: int) -> Iterator[Callable[[int], None]]:
+        """Yield what to call with the bytes of each part of a file that has arrived; the holes are counted at the end.
+
+        If the file is not carried after all, none of it is counted.
+        """
+        counted = 0
+
+        def count(length: int) -> None:
+            nonlocal counted
+            counted += length
+            self.file_bytes += length
+
+        try:
+            yield count
+        except BaseException:
+            count(-counted)
+            raise
+        count(size - counted)
 
     def skip(self, size: int) -> None:
         """Count an object that was there and equal."""

@@ -87,6 +87,7 @@ async def test_everything_arrives_bit_for_bit(site: Any, tree: Path, tmp_path: P
     assert received.complete
     assert received.links == 2
     assert received.objects == sent.objects
+    assert received.file_bytes == sent.file_bytes
     assert_equal(tree, tmp_path / "copy")
 
 
@@ -226,6 +227,7 @@ async def test_a_file_that_changes_is_reported(site: Any, tmp_path: Path, size: 
         report = await put(site, root)
     assert [os.path.basename(problem.path) for problem in report.problems] == [b"moving"]
     assert "changed" in report.problems[0].reason
+    assert (report.files, report.file_bytes) == (1, len(b"still"))
     assert list(site.names[site.do_resolve(b"/t")["inode"]]) == [b"still"]
     assert sum(found["kind"] == "file" for found in site.objects.values()) == 1
 
