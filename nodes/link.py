@@ -37,7 +37,7 @@ M = TypeVar("M")
 
 
 class LinkClosed(Exception):
-    """The other side closed the connection between two frames."""
+    """The other side closed the connection, or a crash or a network did."""
 
 
 LINK_ERRORS = (ProtocolViolation, LinkClosed, trio.TooSlowError, *NETWORK_ERRORS)
@@ -68,7 +68,7 @@ def describe_failure(error: BaseException) -> str:
     """A connection's end in words."""
     match error:
         case LinkClosed():
-            return "the peer closed the connection"
+            return str(error) or "the peer closed the connection"
         case trio.TooSlowError():
             return "the peer did not answer in time"
         case trio.BrokenResourceError():
@@ -146,9 +146,8 @@ async def _next_frame(stream: trio.SocketStream, cutter: FrameCutter) -> memoryv
     while (frame := cutter.next_frame()) is None:
         data = await stream.receive_some(READ_BYTES)
         if not data:
-            if cutter.at_boundary():
-                raise LinkClosed
-            raise ProtocolViolation("truncated", "the connection ended inside a frame")
+            # A process that is killed ends like this as well: it is nobody's fault, and nothing of the frame is used.
+            raise LinkClosed("" if cutter.at_boundary() else "the connection ended inside a frame")
         cutter.feed(data)
     return frame
 

@@ -37,7 +37,7 @@ from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing, PairKey
-from protocol.messages import Ack, Batch, Nack, Tails, Welcome
+from protocol.messages import Ack, Batch, Nack, Tails, Welcome, encode_message
 
 CLUSTER, SHARDS = "hostile", 2
 A, B, C = SiteId(1), SiteId(2), SiteId(3)
@@ -83,9 +83,12 @@ class Site:
         return (0,) * SHARDS if log is None else log.tails
 
     def codes(self):
+        return self.events("code")
+
+    def events(self, field="event"):
         if not self._events.exists():
             return []
-        return [event.get("code") for event in map(json.loads, self._events.read_text().splitlines())]
+        return [event.get(field) for event in map(json.loads, self._events.read_text().splitlines())]
 
     async def dial(self, *, who=None, keys=None, role=Role.CONDUIT, port=None):
         link = await dial(
@@ -275,6 +278,19 @@ async def test_a_wrong_tag_closes_the_conduit(site, forge, code):
     await link.send(forge(batch(link)))
     assert await closed(link)
     assert code in site.codes()
+    assert site.received() == (0, 0)
+
+
+async def test_a_connection_that_ends_inside_a_batch_is_nobodys_fault(site):
+    """A peer that is killed while it sends has broken no rule: nothing is taken, and it is not counted against it."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    sealed = b"".join(link.session.sealer.seal(encode_message(batch(link))))
+    await link._stream.send_all(sealed[:-5])
+    await link.aclose()
+    while "conduit_closed" not in site.events():
+        await trio.sleep(0.005)
+    assert "batch_rejected" not in site.events()
     assert site.received() == (0, 0)
 
 
