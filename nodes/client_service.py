@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import CallerError, NotWritable, OperationRefused, ProtocolViolation, ReplError
 from claudefs_repl.journal import Inode
-from nodes.client_ops import READS, check_fields, parse_ops, stat_to_map
+from nodes.client_ops import OPS_MAX, READS, check_fields, parse_ops, stat_to_map
 from nodes.journal_writer import WriteRequest
 from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
@@ -209,15 +209,16 @@ class ClientService:
                 _note_nameless(ops, await waiting.result(), connection.nameless)
         if not connection.nameless:
             return
-        ops = [GiveUp(Inode(inode)) for inode in sorted(connection.nameless)]
-        waiting = WriteRequest(LocalRequest(ops))
+        given_up: list[LocalOp] = [GiveUp(Inode(inode)) for inode in sorted(connection.nameless)]
         try:
-            self._gate.check_write()
-            await self._writes.send(waiting)
-            await waiting.result()
+            for begin in range(0, len(given_up), OPS_MAX):
+                self._gate.check_write()
+                waiting = WriteRequest(LocalRequest(given_up[begin : begin + OPS_MAX]))
+                await self._writes.send(waiting)
+                await waiting.result()
         except (ReplError, trio.BrokenResourceError):
             return  # the next start finds them in the store
-        self._logger.info("reclaimed", files=len(ops))
+        self._logger.info("reclaimed", files=len(given_up))
 
     async def _resolve(self, args: dict[str, Any]) -> Any:
         path = args["path"]

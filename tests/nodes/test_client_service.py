@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import msgpack
@@ -9,9 +10,12 @@ import pytest
 import trio
 
 from claudefs_repl.failover import SiteMode
+from claudefs_repl.journal import Inode
+from nodes.client_ops import OPS_MAX
 from nodes.client_service import ClientService
 from nodes.events import make_logger
 from nodes.runtime import SystemClock
+from nodes.store.local import OpResult, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
 from protocol.client import ClientFrames, encode_request, parse_response
@@ -104,3 +108,26 @@ async def test_an_answer_longer_than_a_frame_is_an_error_of_the_request(served):
     assert answer.error is not None
     assert answer.error.code == "EMSGSIZE"
     assert (await served.ask("resolve", {"path": b"/"})).error is None
+
+
+async def test_files_given_up_with_a_connection_are_given_up_in_parts(served):
+    """A client that leaves thousands of nameless files holds up no group commit: no request is longer than a client's."""
+    made = itertools.count(2)
+    create = {"op": "create", "parent": None, "name": None, "mode": 0o644, "uid": 0, "gid": 0, "mtime_ns": 0}
+    for _ in range(3):
+        await served.client.send_all(encode_request(1, "submit", {"ops": [create] * OPS_MAX}))
+        waiting = await served.requests.receive()
+        results = [OpResult(Inode(next(made)), 0, 1) for _ in waiting.request.ops]
+        waiting.outcome = RequestOutcome(results, None)
+        waiting.done.set()
+        assert (await served.receive()).error is None
+    await served.client.aclose()
+    given_up = set()
+    with trio.fail_after(10):
+        while len(given_up) < 3 * OPS_MAX:
+            waiting = await served.requests.receive()
+            assert len(waiting.request.ops) <= OPS_MAX
+            given_up |= {op.inode for op in waiting.request.ops}
+            waiting.outcome = RequestOutcome([], None)
+            waiting.done.set()
+    assert given_up == set(range(2, 3 * OPS_MAX + 2))
