@@ -124,10 +124,13 @@ class Admin:
             for event in await self._manager.force_mode(own, mode, pin=pin):
                 log_own_event(event, self._logger)
             self._gate.mode = mode
-            if pin:
-                await self._storage.replace_file(MODE_FILE, json.dumps({"pinned": mode.value}).encode())
         if args.get("release") is True:
             await self._manager.release(own)
-            await self._storage.remove(MODE_FILE)
         state = next(state for state in await self._manager.all_states() if state.site_id == own)
+        self._gate.pinned = state.pinned
+        if wanted is not None and state.pinned:
+            # Also without `pin`, if it was pinned before: a restart must not bring back the mode of then.
+            await self._storage.replace_file(MODE_FILE, json.dumps({"pinned": state.mode.value}).encode())
+        elif args.get("release") is True:
+            await self._storage.remove(MODE_FILE)
         return {"mode": state.mode.value, "pinned": state.pinned, "failover_count": state.failover_count}

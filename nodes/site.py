@@ -303,6 +303,7 @@ class _Site:
         if pinned is not None:
             await running.manager.force_mode(self._site.site_id, pinned, pin=True)
             self._gate.mode = pinned
+            self._gate.pinned = True
         for site_id in self._peers:
             await running.manager.register_site(site_id)
         async with trio.open_nursery() as background:

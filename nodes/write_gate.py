@@ -15,12 +15,17 @@ class WriteGate:
     """Reasons against writing; writes pass when there are none and the mode allows them.
 
     Owned by the site; the failover actor sets the mode, the disk's users and the conduits close and open it by name.
+
+    Attributes:
+        mode: the site's own.
+        pinned: whether an operator holds the mode.
     """
 
     def __init__(self, site: str, mode: SiteMode) -> None:
         self._site = site
         self._reasons: dict[str, str] = {}
         self.mode = mode
+        self.pinned = False
 
     def close(self, name: str, reason: str) -> bool:
         """Refuse writes for a reason; returns whether it is a new one."""
@@ -54,6 +59,11 @@ class WriteGate:
         """
         for reason in self._reasons.values():
             raise NotWritable(f"site {self._site} takes no writes: {reason}")
+        if not self.mode.is_writable and self.pinned:
+            raise NotWritable(
+                f"site {self._site} is {self.mode.value} and takes no writes: an operator holds that mode; release it with: "
+                f"claudefs-repl mode {self._site} --release"
+            )
         if not self.mode.is_writable:
             raise NotWritable(
                 f"site {self._site} is {self.mode.value} and takes no writes; it becomes writable by itself once it "
