@@ -30,6 +30,22 @@ class SiteUnreachable(WorldError):
     exit_code = 3
 
 
+class SiteElsewhere(SiteUnreachable):
+    """A site runs on another machine, where the command has to be given.
+
+    Attributes:
+        place: the site and its address, in words.
+        address: that machine's.
+        config: the configuration's full path here; it is the likeliest one there.
+    """
+
+    def __init__(self, site: SiteConfig, cluster: ClusterConfig) -> None:
+        self.place = f"site {site.name} runs elsewhere (address {site.address})"
+        self.address = site.address
+        self.config = str(cluster.path)
+        super().__init__(f"{self.place}; use the command there: ssh {site.address} claudefs-repl -c {cluster.path} ...")
+
+
 class ClientError(CallerError):
     """A site refused a request.
 
@@ -224,22 +240,19 @@ async def _open_socket(site: SiteConfig, cluster: ClusterConfig) -> trio.SocketS
             continue
         except OSError as error:
             raise SiteUnreachable(f"site {site.name}: its socket {path} cannot be used: {error.strerror}") from error
-    raise SiteUnreachable(_why_down(site, cluster))
+    raise _down(site, cluster)
 
 
-def _why_down(site: SiteConfig, cluster: ClusterConfig) -> str:
+def _down(site: SiteConfig, cluster: ClusterConfig) -> SiteUnreachable:
     pid = site_pid(site)
     if pid is not None:
-        return (
+        return SiteUnreachable(
             f"site {site.name} (pid {pid}) runs but takes no clients yet or any more; "
             f"see: claudefs-repl logs --site {site.name}"
         )
     if not is_local_address(site.address):
-        return (
-            f"site {site.name} runs elsewhere (address {site.address}); use the command there: "
-            f"ssh {site.address} claudefs-repl -c {cluster.path.name} ..."
-        )
-    return (
+        return SiteElsewhere(site, cluster)
+    return SiteUnreachable(
         f"site {site.name} is down; start it with: claudefs-repl up (the whole cluster) or "
         f"claudefs-repl fault restart {site.name}"
     )

@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.topology import ClusterConfig, SiteConfig
-from nodes.client import SiteUnreachable
+from nodes.client import SiteElsewhere, SiteUnreachable
 from nodes.commands.common import (
     EXIT_NO,
     SITE_NAME,
@@ -216,7 +216,7 @@ def node(cluster: ClusterConfig, site: str, quiet: bool, tied: bool) -> None:
     """
     from nodes.site import run_site  # noqa: PLC0415 - every other command starts faster without the actors
 
-    cluster.site(site)
+    _site_of_this_machine(cluster, site)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -226,6 +226,18 @@ def node(cluster: ClusterConfig, site: str, quiet: bool, tied: bool) -> None:
             nursery.cancel_scope.cancel()
 
     run_async(run)
+
+
+def _site_of_this_machine(cluster: ClusterConfig, name: str) -> SiteConfig:
+    """A site whose data may be made or changed here.
+
+    Raises:
+        SiteElsewhere: its address is another machine's.
+    """
+    site = cluster.site(name)
+    if not is_local_address(site.address):
+        raise SiteElsewhere(site, cluster)
+    return site
 
 
 async def _stop_when_stdin_ends() -> None:
@@ -285,12 +297,7 @@ def resume(cluster: ClusterConfig, site: str, as_json: bool) -> None:
 @pass_cluster
 def restart(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Start SITE; if it runs, stop it in order first. It then runs by itself, until `down` or the end of `up`."""
-    chosen = cluster.site(site)
-    if not is_local_address(chosen.address):
-        raise SiteUnreachable(
-            f"site {site} runs elsewhere; use the command there: "
-            f"ssh {chosen.address} claudefs-repl -c {cluster.path.name} fault restart {site}"
-        )
+    chosen = _site_of_this_machine(cluster, site)
     check_keys(cluster, [chosen])
     pid = run_async(_restart, cluster, chosen)
     _echo_state(site, pid, "ready", f"site {site} is ready (pid {pid})", as_json=as_json)
@@ -322,7 +329,7 @@ def rebuild(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Make SITE's view anew from its newest local snapshot and the logs after it. SITE must be down."""
     from nodes.site import rebuild_site  # noqa: PLC0415 - every other command starts faster without the actors
 
-    chosen = cluster.site(site)
+    chosen = _site_of_this_machine(cluster, site)
     pid = site_pid(chosen)
     if pid is not None:
         raise ConfigInvalid([f"site {site} runs (pid {pid}); stop it first: claudefs-repl down"])

@@ -11,7 +11,8 @@ import base64
 import functools
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import shlex
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -22,7 +23,7 @@ from click.shell_completion import CompletionItem
 
 from claudefs_repl.error import CallerError, ConfigInvalid, NotWritable, OperationRefused, ReplError, SiteUnknown
 from claudefs_repl.topology import ClusterConfig
-from nodes.client import ClientError
+from nodes.client import ClientError, SiteElsewhere
 from nodes.config import load_cluster
 
 EXIT_OK = 0
@@ -45,6 +46,7 @@ class CliState:
 
     def __init__(self) -> None:
         self.config_path = Path(os.environ.get(CONFIG_VARIABLE) or "cluster.toml")
+        self.arguments: list[str] = []
         self._cluster: ClusterConfig | None = None
 
     def cluster(self) -> ClusterConfig:
@@ -95,6 +97,11 @@ class ReplGroup(click.Group):
         """Register a command, with -c/--config for it and for those below it."""
         _take_config(cmd)
         super().add_command(cmd, name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments as they were given, for a message that tells what to type on another machine."""
+        state_of(ctx).arguments = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors that are somebody's fault end the program with a message."""
@@ -148,9 +155,30 @@ def error_text(error: BaseException) -> str:
 
 def fail(context: click.Context, error: BaseException) -> NoReturn:
     """End the program with an error's message on stderr and its exit status."""
-    for line in error_text(error).splitlines():
+    text = error_text(error)
+    if isinstance(error, SiteElsewhere):
+        text = f"{error.place}; use the command there: {ssh_command(error, state_of(context).arguments)}"
+    for line in text.splitlines():
         click.echo(f"claudefs-repl: {line}", err=True)
     context.exit(exit_code_of(error))
+
+
+def ssh_command(elsewhere: SiteElsewhere, arguments: Sequence[str]) -> str:
+    """The same command for the machine of a site. It goes through two shells, and starts in another directory."""
+    there = shlex.join(["claudefs-repl", "-c", elsewhere.config, *_without_config(arguments)])
+    return shlex.join(["ssh", elsewhere.address, there])
+
+
+def _without_config(arguments: Sequence[str]) -> Iterator[str]:
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            yield word
+            yield from rest
+        elif word in ("-c", "--config"):
+            next(rest, None)
+        elif not word.startswith(("-c", "--config=")):
+            yield word
 
 
 def pass_cluster(command: Callable[Concatenate[ClusterConfig, P], T]) -> Callable[P, T]:

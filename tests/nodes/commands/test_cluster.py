@@ -299,6 +299,17 @@ def test_up_in_the_foreground_shows_the_logs_and_stops_all(stopped: ClusterConfi
         assert any(name in line and "site_stopped" in line for line in shown.splitlines())
 
 
+@pytest.mark.parametrize("command", [["node"], ["rebuild"], ["fault", "restart"]])
+def test_a_site_of_another_machine_is_neither_run_nor_rebuilt_here(tmp_path: Path, command: list[str]) -> None:
+    """A directory and a journal of it are not made where it does not belong: exit status 3, with the place to go to."""
+    run(tmp_path, "init", str(tmp_path))
+    path = tmp_path / "cluster.toml"
+    path.write_text(path.read_text().replace("127.0.0.2", "192.0.2.77"))
+    result = run(path, *command, "beta")
+    assert (result.exit_code, "ssh 192.0.2.77" in result.stderr) == (3, True)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_each_shell(tmp_path: Path, shell: str) -> None:
     """The script names the program; it needs no configuration."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ def test_what_is_no_address_is_a_usage_error(text: str) -> None:
     """An address has a site and an absolute path that does not climb."""
     with pytest.raises(click.BadParameter, match="expected"):
         SITE_PATH.convert(text, None, None)
+
+
+@pytest.mark.parametrize("config", [["-c", "{}"], ["--config={}"], ["-c{}"]])
+def test_a_site_of_another_machine_is_told_with_the_whole_command(tmp_path: Path, config: list[str]) -> None:
+    """What to type is there to copy: through both shells, with the file's full path, and with the same arguments."""
+    path = write_cluster(tmp_path)
+    path.write_text(path.read_text().replace("127.0.0.2", "192.0.2.77"))
+    chosen = [word.format(path) for word in config]
+    result = run(cli, *chosen, "ls", "-l", "beta:/two words")
+    inner = shlex.join(["claudefs-repl", "-c", str(path), "ls", "-l", "beta:/two words"])
+    assert (result.exit_code, result.stderr.endswith(f": {shlex.join(['ssh', '192.0.2.77', inner])}\n")) == (3, True)
+    assert run(cli, "ls", "-l", "beta:/two words", *chosen).stderr == result.stderr
 
 
 @given(st.binary(max_size=30))
