@@ -61,7 +61,7 @@ async def run_conduit_sender(
         except LINK_ERRORS as error:
             outage.note(ConduitState.BACKOFF, "conduit_unreachable", describe_failure(error))
         else:
-            pause_s = config.reconnect_min_s
+            began_s = trio.current_time()
             try:
                 await _run_session(link, record, log, config, limiter, wall_clock, outage)
             except PeerRefused as refusal:
@@ -81,6 +81,9 @@ async def run_conduit_sender(
             finally:
                 record.connected_at_s = None
                 record.progress = None
+                # A conduit that ends as soon as it is up must not be dialled again at once, and again.
+                if trio.current_time() - began_s > config.reconnect_max_s:
+                    pause_s = config.reconnect_min_s
                 await dialing.live.close(link)
         retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
         record.retry_at_s = trio.current_time() + retry_s
@@ -204,6 +207,8 @@ class _Sender:
                 await self._send_batch(block)
 
     async def _send_batch(self, block: Block) -> None:
+        if not self._progress.batches_in_flight:
+            self._record.last_ack_at_s = trio.current_time()
         batch_seq = self._progress.send(block)
         origin, incarnation = self._log.journal
         tag = self._authenticator.sign_body(origin, batch_seq, block.body)
@@ -217,10 +222,11 @@ class _Sender:
             match message:
                 case Ack(received=received, applied=applied, pressure_ms=pressure_ms):
                     seqs = cursor_of(received, self._log.journal, self._log.shard_count)
-                    self._progress.ack(seqs)
+                    # The peer answers tails as well: only what covers a batch shows that anything moves.
+                    if self._progress.ack(seqs) or not self._progress.batches_in_flight:
+                        self._record.last_ack_at_s = trio.current_time()
                     self._record.acked = self._progress.acked
                     self._record.pressure_ms = pressure_ms
-                    self._record.last_ack_at_s = trio.current_time()
                     self._record.note_cursors(received=received, applied=applied)
                     self._room.notify()
                 case Nack(code=code, detail=detail):

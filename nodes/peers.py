@@ -18,10 +18,11 @@ class PeerRecord:
     Attributes:
         site: its configuration.
         conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, pressure_ms,
-            ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; throttled_s is the time that
-            batches to this peer have waited at the rate limiter since the start).
+            ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; last_ack_at_s is when an ack
+            last covered a batch, or nothing was in flight; throttled_s is the time that batches to this peer have waited at
+            the rate limiter since the start).
         inbound_connected: by the conduit's receiver.
-        came_back: notified by the listener when the peer dials us, so that we do not wait to dial it.
+        came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
             whose disk was wiped says less than before, and that is the truth.
@@ -42,6 +43,7 @@ class PeerRecord:
     throttled_s: float = 0.0
     inbound_connected: bool = False
     came_back: Wakeup = field(default_factory=Wakeup)
+    called_at_s: float = float("-inf")
     first_tails: Cursors | None = None
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)

@@ -1,0 +1,141 @@
+"""The conduit's sender against a peer that a test plays, on a clock that jumps."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
+from claudefs_repl.batch_auth import BatchAuthKey
+from claudefs_repl.block import Block, NewRow
+from claudefs_repl.checkpoint import encode_cursors
+from claudefs_repl.failover import SiteMode
+from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
+from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
+from nodes.conduit_sender import run_conduit_sender
+from nodes.events import make_logger
+from nodes.peers import PeerRecord
+from nodes.runtime import SystemClock
+from nodes.write_gate import WriteGate
+from protocol.messages import Ack, Batch, Nack, Welcome
+
+SHARDS = 1
+JOURNAL = JournalId(SiteId(1), Incarnation(1))
+PAYLOAD = b"\x93\x01\x00\xc4\x01x"
+ROW = NewRow(1000, Op.WRITE, 5, PAYLOAD, entry_crc32(1, 0, 1, 1000, 5, Op.WRITE, PAYLOAD))
+BLOCK = Block.build(shard=0, first_seq=1, rows=[ROW], seen=encode_cursors({}, SHARDS))
+
+
+class Log:
+    """A journal of one block."""
+
+    journal, shard_count, tails, position = JOURNAL, SHARDS, (1,), 1
+
+    def __init__(self):
+        self.blocks = []
+
+    def reader(self, after):
+        self.blocks = [BLOCK] if after == (0,) else []
+        return self
+
+    async def read(self, *, bytes_max):
+        await trio.lowlevel.checkpoint()
+        blocks, self.blocks = self.blocks, []
+        return blocks
+
+    async def wait_beyond(self, position):
+        await trio.sleep_forever()
+
+    async def close(self):
+        await trio.lowlevel.checkpoint()
+
+
+class PlayedLink:
+    """A conduit on which the peer answers each message by a function."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.session = SimpleNamespace(batch_key=BatchAuthKey(bytes(32)))
+        self.sends, self.receives = trio.open_memory_channel(10)
+
+    async def send(self, message):
+        if (answer := self.answer(message)) is not None:
+            await self.sends.send(answer)
+
+    async def expect(self, kind):
+        await trio.lowlevel.checkpoint()
+        return Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value)
+
+    async def receive(self):
+        return await self.receives.receive()
+
+
+class Dialing:
+    def __init__(self, answer):
+        self.answer = answer
+        self.dialled_at_s = []
+        self.live = self
+
+    async def dial(self, peer, role):
+        await trio.lowlevel.checkpoint()
+        self.dialled_at_s.append(trio.current_time())
+        return PlayedLink(self.answer)
+
+    async def close(self, link):
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def start(tmp_path, nursery):
+    def start(answer):
+        dialing = Dialing(answer)
+        record = PeerRecord(SiteConfig("beta", SiteId(2), "127.0.0.2", 1, Path("beta")))
+        nursery.start_soon(
+            lambda: run_conduit_sender(
+                dialing=dialing,
+                record=record,
+                log=Log(),
+                config=ReplicationConfig(reconnect_min_s=0.1, reconnect_max_s=5.0, idle_timeout_s=15.0),
+                limiter=AuthRateLimiter(RateLimitConfig()),
+                gate=WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
+                wall_clock=SystemClock(),
+                rng=random.Random(0),
+                logger=make_logger(tmp_path / "events.jsonl", "alpha", SystemClock()),
+            )
+        )
+        return dialing, record
+
+    return start
+
+
+async def test_a_conduit_that_ends_as_soon_as_it_is_up_is_dialled_less_and_less_often(start, autojump_clock):
+    """A peer that refuses every batch is no reason to use up the attempts that probes and questions need too."""
+
+    def refuse(message):
+        if isinstance(message, Batch):
+            return Nack(1, "clock_drift", JOURNAL.origin, JOURNAL.incarnation, 0, 1, 0, "")
+        return None
+
+    dialing, _ = start(refuse)
+    await trio.sleep(60)
+    assert 10 < len(dialing.dialled_at_s) < 29
+
+
+async def test_an_ack_that_covers_nothing_does_not_show_that_anything_moves(start, autojump_clock):
+    """A peer that answers but makes nothing durable stands still, as the time of the last ack tells."""
+    _, record = start(lambda message: Ack(0, {}, {}, 0))
+    await trio.sleep(30)
+    assert record.progress.batches_in_flight == 1
+    assert trio.current_time() - record.last_ack_at_s == pytest.approx(30)
+
+
+async def test_an_idle_conduit_does_not_stand_still(start, autojump_clock):
+    """With nothing in flight every ack is as good as another."""
+    _, record = start(lambda message: Ack(1, {JOURNAL: (1,)}, {}, 0))
+    await trio.sleep(30)
+    assert record.acked == (1,)
+    assert trio.current_time() - record.last_ack_at_s <= 5
