@@ -24,6 +24,11 @@ REFUSAL_TIMEOUT_S = 1.0
 """To tell a refused connection why; whoever does not read it is closed."""
 TOLD_EVERY_S = 5.0
 """Refusals of one kind are told so often at most, with their number: a flood is not a flood of lines."""
+KINDS_MAX = 64
+"""Kinds of refusal that are told apart: above all that there are, because a dialler that refuses us names its own."""
+OTHER = "other"
+LINKS_MAX = 8
+"""Links of one peer in one role: it uses at most one for each kind of question, and a restart leaves as many behind."""
 
 
 @dataclass(slots=True)
@@ -36,6 +41,8 @@ class _RefusalLog:
 
     def tell(self, source: str, code: str, detail: str) -> None:
         now_s = trio.current_time()
+        if code not in self.told_at_s and len(self.told_at_s) >= KINDS_MAX:
+            detail, code = f"{code}: {detail}", OTHER
         count = self.untold.pop(code, 0) + 1
         if now_s - self.told_at_s.get(code, -TOLD_EVERY_S) < TOLD_EVERY_S:
             self.untold[code] = count
@@ -67,6 +74,7 @@ class Listener:
         self._servers = servers
         self._rng = rng
         self._refusals = _RefusalLog(logger)
+        self._links: dict[tuple[SiteId, Role], dict[Link, trio.CancelScope]] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept connections for ever; each is served by the server of its role in a task of its own."""
@@ -132,8 +140,22 @@ class Listener:
             self._dialing.live.add(link)
             record = self._peers[session.peer]
             record.came_back.notify()
-            await self._servers[session.role](link, record)
+            await self._serve_role(link, record)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         finally:
             await self._dialing.live.close(link)
+
+    async def _serve_role(self, link: Link, record: PeerRecord) -> None:
+        """Serve a proven peer. Its oldest link of the role ends when there are too many."""
+        role = link.session.role
+        links = self._links.setdefault((record.site.site_id, role), {})
+        if len(links) >= LINKS_MAX:
+            oldest = next(iter(links))
+            links.pop(oldest).cancel()
+        with trio.CancelScope() as scope:
+            links[link] = scope
+            try:
+                await self._servers[role](link, record)
+            finally:
+                links.pop(link, None)

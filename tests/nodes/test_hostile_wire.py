@@ -29,13 +29,13 @@ from nodes.dialing import Dialing, LiveLinks
 from nodes.events import make_logger
 from nodes.journals import Journals, LogSettings
 from nodes.link import LINK_ERRORS, dial
-from nodes.listener import Listener
+from nodes.listener import KINDS_MAX, LINKS_MAX, Listener
 from nodes.peers import PeerRecord
 from nodes.runtime import SystemClock
 from nodes.storage import DiskStorage
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
-from protocol.handshake import LocalIdentity, Role
+from protocol.handshake import DialerHandshake, LocalIdentity, Role, refusal_frame
 from protocol.keys import KeyRing, PairKey
 from protocol.messages import Ack, Batch, Nack, Tails, Welcome, encode_message
 
@@ -410,6 +410,30 @@ async def test_a_peer_that_begins_journal_after_journal_is_refused(site, monkeyp
     assert refused.value.code == "too_many_journals"
     link = await site.dial(who=identity(A, incarnation=Incarnation(2)))
     await link.expect(Welcome)
+
+
+async def test_a_peer_has_few_links_of_a_role(site):
+    """A peer that dials on and on holds no more than a few links: the oldest ends for the newest."""
+    links = [await site.dial(role=Role.QUERY) for _ in range(LINKS_MAX + 2)]
+    assert await closed(links[0])
+    assert await closed(links[1])
+    for link in links[2:]:
+        with trio.move_on_after(0.05) as patience:
+            await link.receive()
+        assert patience.cancelled_caught
+
+
+async def test_a_dialler_that_makes_up_reasons_fills_no_table(site):
+    """Whoever refuses this site with a new word each time is told in a bounded number of lines."""
+    for number in range(KINDS_MAX + 20):
+        stream = await site.raw()
+        hello = DialerHandshake(identity(A), peer=B, role=Role.PROBE, keys=ring(A), nonce=os.urandom(32)).hello()
+        await stream.send_all(hello)
+        assert await stream.receive_some(65536)
+        await stream.send_all(refusal_frame(PeerRefused(f"word_{number}", "made up")))
+        assert await ended(stream)
+    assert len(set(site.codes())) <= KINDS_MAX + 1
+    assert "other" in site.codes()
 
 
 class Tamperer:
