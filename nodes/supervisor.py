@@ -23,6 +23,8 @@ LOG_HOLD_US = 100_000
 OUTSIDE_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
 RESTART_PAUSE_MAX_S = 30.0
+TOLD_TO_STOP = (0, -signal.SIGTERM)
+"""How a site's process ends that `down`, or somebody else, told to stop: in order, or before it could take the signal."""
 STEADY_S = 60.0
 """A site that ran so long before it ended is started again after the shortest pause."""
 
@@ -110,8 +112,7 @@ async def _watch_all(run: _Run, mine: Sequence[str]) -> None:
             nursery.start_soon(_watch, run, name)
         while True:
             await trio.sleep(OUTSIDE_POLL_S)
-            ended = all(process.poll() is not None for process in run.launcher.processes.values())
-            if ended and not run.restart and all(site_pid(site) is None for site in run.sites):
+            if not nursery.child_tasks and all(site_pid(site) is None for site in run.sites):
                 run.say("no site runs any more")
                 run.exit_code = 1
                 nursery.cancel_scope.cancel()
@@ -119,7 +120,10 @@ async def _watch_all(run: _Run, mine: Sequence[str]) -> None:
 
 
 async def _watch(run: _Run, name: str) -> None:
-    """Tell when a site's process ends; with --restart, start it again after a pause that grows while it fails."""
+    """Tell when a site's process ends; with --restart, start it again after a pause that grows while it fails.
+
+    One that was told to stop did not end by itself and stays down, or `down` would stop nobody.
+    """
     site = run.cluster.site(name)
     pause_s = RESTART_PAUSE_S
     while True:
@@ -129,7 +133,7 @@ async def _watch(run: _Run, name: str) -> None:
         if run.stopping:
             return
         run.say(describe_end(run.cluster, name, process))
-        if not run.restart:
+        if not run.restart or process.returncode in TOLD_TO_STOP:
             run.say(f"start it again with: claudefs-repl fault restart {name}")
             return
         pause_s = RESTART_PAUSE_S if trio.current_time() - began > STEADY_S else pause_s

@@ -143,21 +143,27 @@ async def test_restart_starts_a_site_again(cluster: ClusterConfig, start_up: Cal
     assert await trio.to_thread.run_sync(up.end) == 0
 
 
-async def test_up_ends_when_no_site_runs_any_more(cluster: ClusterConfig, stand_in: StandIn) -> None:
-    """With every site gone there is nothing to watch, and the exit status is 1."""
+@pytest.mark.parametrize("restart", [False, True])
+async def test_up_ends_when_every_site_was_stopped(cluster: ClusterConfig, stand_in: StandIn, restart: bool) -> None:
+    """With every site stopped, as by `down`, there is nothing to watch or to start again, and the exit status is 1."""
     out = io.StringIO()
     codes: list[int] = []
+    clock = SystemClock()
 
     async def up() -> None:
-        codes.append(await run_up(cluster, cluster.sites, out=out, wall_clock=SystemClock(), command=stand_in()))
+        ended = await run_up(cluster, cluster.sites, out=out, wall_clock=clock, restart=restart, command=stand_in())
+        codes.append(ended)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(up)
         with trio.fail_after(60):
             while "are ready" not in out.getvalue():
                 await trio.sleep(0.01)
-        for site in cluster.sites:
-            await stop_site(cluster, site)
+        with trio.fail_after(60):
+            for site in cluster.sites:
+                await stop_site(cluster, site)
+            while not codes:
+                await trio.sleep(0.01)
     assert codes == [1]
     assert "no site runs any more" in out.getvalue()
 
