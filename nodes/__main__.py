@@ -24,7 +24,8 @@ from nodes.commands.common import ReplGroup, config_option, examples
 def cli() -> None:
     """Replicate a file system's journal between sites: every site takes writes, all converge.
 
-    Exit status: 0 yes, 1 no or in part, 2 usage or configuration, 3 a site is not reachable or not writable.
+    Exit status: 0 yes, 1 no or in part, 2 usage or configuration, 3 a site is not reachable or not writable, 130
+    interrupted by Ctrl-C.
     """
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,13 @@ def test_every_command_takes_the_configuration_and_has_help() -> None:
     assert set(cli.commands) >= {"init", "up", "down", "node", "status", "verify", "logs", "fault", "rebuild"}
     assert set(cli.commands) >= {"put", "get", "ls", "cat", "write", "mkdir", "rm", "mv", "ln", "chmod", "stat"}
     assert set(cli.commands) >= {"demo", "bench", "completion"}
+
+
+def test_help_tells_every_exit_status() -> None:
+    """A script's author finds what each status means, that of an interrupted command too."""
+    told = " ".join(run(cli, "--help").stdout.split())
+    for status in (0, 1, 2, 3, 130):
+        assert re.search(rf"[ ,]{status} [a-z]", told.partition("Exit status:")[2]), status
 
 
 def test_help_keeps_the_lines_of_its_examples() -> None:
