@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from claudefs_repl.admission import Admission, address_key
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.error import CallerError
-from claudefs_repl.failover import FailoverManager, SiteMode
+from claudefs_repl.failover import FailoverManager, SiteFailoverState, SiteMode
 from claudefs_repl.topology import ClusterConfig, RateLimitConfig, SiteConfig
 from nodes.config import load_cluster
 from nodes.dialing import Dialing, dialer_limits
@@ -63,6 +63,7 @@ class Admin:
         logger: FilteringBoundLogger,
     ) -> None:
         self._cluster = cluster
+        self._rate_limit = cluster.rate_limit
         self._site = site
         self._storage = storage
         self._dialing = dialing
@@ -80,7 +81,7 @@ class Admin:
         found = load_cluster(self._cluster.path)
         keys = load_keys(found.key_file(found.site(self._site.name)), self._site)
         changed = []
-        if found.rate_limit != self._cluster.rate_limit:
+        if found.rate_limit != self._rate_limit:
             self._limiters.reconfigure(found.rate_limit)
             changed.append("rate_limit")
         if keys != self._dialing.keys:
@@ -93,7 +94,7 @@ class Admin:
             if field.name not in ("path", "rate_limit")
             and getattr(found, field.name) != getattr(self._cluster, field.name)
         ]
-        self._cluster = found
+        self._rate_limit = found.rate_limit
         self._logger.info("reloaded", changed=changed, restart_needed=restart_needed)
         return {"changed": changed, "restart_needed": restart_needed}
 
@@ -120,17 +121,21 @@ class Admin:
             mode = next((mode for mode in SiteMode if mode.value == wanted), None)
             if mode is None:
                 raise CallerError(f"mode: one of {', '.join(mode.value for mode in SiteMode)}, not {wanted!r}")
-            pin = args.get("pin") is True
+            # Also without `pin`, if it was pinned before: a restart must not bring back the mode of then.
+            pin = args.get("pin") is True or (await self._own_state()).pinned
+            if pin:
+                await self._storage.replace_file(MODE_FILE, json.dumps({"pinned": mode.value}).encode())
             for event in await self._manager.force_mode(own, mode, pin=pin):
                 log_own_event(event, self._logger)
             self._gate.mode = mode
         if args.get("release") is True:
-            await self._manager.release(own)
-        state = next(state for state in await self._manager.all_states() if state.site_id == own)
-        self._gate.pinned = state.pinned
-        if wanted is not None and state.pinned:
-            # Also without `pin`, if it was pinned before: a restart must not bring back the mode of then.
-            await self._storage.replace_file(MODE_FILE, json.dumps({"pinned": state.mode.value}).encode())
-        elif args.get("release") is True:
             await self._storage.remove(MODE_FILE)
+            await self._storage.sync_dir(".")
+            await self._manager.release(own)
+        state = await self._own_state()
+        self._gate.pinned = state.pinned
         return {"mode": state.mode.value, "pinned": state.pinned, "failover_count": state.failover_count}
+
+    async def _own_state(self) -> SiteFailoverState:
+        states = await self._manager.all_states()
+        return next(state for state in states if state.site_id == self._site.site_id)
