@@ -53,17 +53,18 @@ async def run_health_prober(
     """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back.
 
     Connections that were taken and came to nothing are tried less and less often: they count against the peer's limit of
-    attempts, which the conduit and questions need too. A failure is reported each interval all the same.
+    attempts, which the conduit and questions need too. A refusal that says how long to stay away is heeded. A peer that
+    dials us is tried at once. A failure is reported each interval all the same.
     """
     link: Link | None = None
     ping_id = 0
-    pause_s, dial_at_s = interval_s, 0.0
+    pause_s, failed_s, dial_at_s = interval_s, 0.0, 0.0
     report = HealthReport(record.site.site_id, False, "")
     try:
         while True:
             started_s = trio.current_time()
             ping_id += 1
-            if link is None and started_s < dial_at_s:
+            if link is None and started_s < dial_at_s and record.called_at_s < failed_s:
                 await reports.send(report)
                 await trio.sleep_until(started_s + interval_s)
                 continue
@@ -78,9 +79,12 @@ async def run_health_prober(
                 if link is not None:
                     await dialing.live.close(link)
                     link = None
+                failed_s = trio.current_time()
                 if not isinstance(error, OSError):
                     dial_at_s = started_s + pause_s
                     pause_s = min(2 * pause_s, DIAL_PAUSE_MAX_S)
+                if isinstance(error, PeerRefused):
+                    dial_at_s = max(dial_at_s, failed_s + error.wait_ms / 1000)
                 record.mode_told = None
                 detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
                 report = HealthReport(record.site.site_id, False, detail)

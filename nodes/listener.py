@@ -139,6 +139,7 @@ class Listener:
                 return
             self._dialing.live.add(link)
             record = self._peers[session.peer]
+            record.called_at_s = trio.current_time()
             record.came_back.notify()
             await self._serve_role(link, record)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
