@@ -11,16 +11,18 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.admission import Admission, address_key
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
-from claudefs_repl.error import CallerError
+from claudefs_repl.error import CallerError, PeerRefused
 from claudefs_repl.failover import FailoverManager, SiteFailoverState, SiteMode
 from claudefs_repl.topology import ClusterConfig, RateLimitConfig, SiteConfig
 from nodes.config import load_cluster
 from nodes.dialing import Dialing, dialer_limits
 from nodes.failover_actor import log_own_event
 from nodes.key_files import load_keys
+from nodes.link import LINK_ERRORS
 from nodes.queries import Handler
 from nodes.seams import Storage
 from nodes.write_gate import WriteGate
+from protocol.handshake import Role
 
 MODE_FILE = "mode.json"
 
@@ -100,8 +102,10 @@ class Admin:
 
     async def _unblock(self, args: dict[str, Any]) -> Any:
         site, address = args.get("site"), args.get("address")
+        peer: SiteConfig | None = None
         if isinstance(site, str):
-            self._limiters.admission.unblock_site(self._cluster.site(site).site_id)
+            peer = self._cluster.site(site)
+            self._limiters.admission.unblock_site(peer.site_id)
             unblocked = site
         elif isinstance(address, str):
             try:
@@ -112,7 +116,17 @@ class Admin:
         else:
             raise CallerError("unblock: name a site or an address")
         self._logger.info("unblocked", what=unblocked)
+        if peer is not None and peer.site_id != self._site.site_id:
+            await self._call(peer)
         return {"unblocked": unblocked}
+
+    async def _call(self, peer: SiteConfig) -> None:
+        """Dial a peer and hang up: whom it finds waiting to dial us it wakes. Nothing is lost if it cannot be reached."""
+        try:
+            link = await self._dialing.dial(peer, Role.QUERY)
+        except (PeerRefused, *LINK_ERRORS):
+            return
+        await self._dialing.live.close(link)
 
     async def _mode(self, args: dict[str, Any]) -> Any:
         own = self._site.site_id

@@ -86,14 +86,22 @@ async def run_conduit_sender(
                     pause_s = config.reconnect_min_s
                 await dialing.live.close(link)
         retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
-        record.retry_at_s = trio.current_time() + retry_s
-        with trio.move_on_after(retry_s):
-            if record.conduit_state is ConduitState.BACKOFF:
-                await record.came_back.wait()
-            else:
-                await trio.sleep_forever()
-        record.retry_at_s = None
+        await _wait_to_retry(record, retry_s)
         pause_s = min(config.reconnect_max_s, pause_s * 2)
+
+
+async def _wait_to_retry(record: PeerRecord, retry_s: float) -> None:
+    """Pause before the next attempt, or until the peer itself dials us."""
+    failed_s = trio.current_time()
+    record.retry_at_s = failed_s + retry_s
+    with trio.move_on_after(retry_s):
+        if record.conduit_state is ConduitState.NEEDS_BOOTSTRAP:
+            await trio.sleep_forever()
+        await record.came_back.wait()
+        # A peer that refused us has something else to say only if it came after that.
+        while record.conduit_state is ConduitState.REFUSED and record.called_at_s < failed_s:
+            await record.came_back.wait()
+    record.retry_at_s = None
 
 
 class _Outage:
