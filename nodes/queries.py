@@ -25,15 +25,19 @@ class PeerUnreachable(ReplError):
 
 
 class PeerQueries:
-    """Questions to peers, each peer on one connection that is kept for the next question. Owned by the site's status."""
+    """Questions to peers. Owned by the site's status.
+
+    Each kind of question has a connection of its own to each peer, kept for the next of the kind: one that takes minutes
+    must not let a peer seem unreachable to those that ask for its status.
+    """
 
     def __init__(self, dialing: Dialing) -> None:
         self._dialing = dialing
-        self._links: dict[SiteId, Link] = {}
-        self._turns: dict[SiteId, trio.Lock] = {}
+        self._links: dict[tuple[SiteId, str], Link] = {}
+        self._turns: dict[tuple[SiteId, str], trio.Lock] = {}
 
     async def ask(self, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Put one question to a peer; one at a time for each. What its map holds is the peer's word.
+        """Put one question to a peer; one at a time of each kind. What its map holds is the peer's word.
 
         Raises:
             PeerUnreachable: no connection, no answer in time, or the answer was an error or no map.
@@ -44,7 +48,7 @@ class PeerQueries:
             raise CallerError(f"a question has at most {ARGS_BYTES_MAX} bytes, this one {len(packed)}")
         try:
             with trio.fail_after(timeout_s):
-                async with self._turns.setdefault(peer.site_id, trio.Lock()):
+                async with self._turns.setdefault((peer.site_id, method), trio.Lock()):
                     reply = await self._exchange(peer, Query(1, method, packed))
                     result = _unpack(reply.result)
         except (PeerRefused, *LINK_ERRORS) as error:
@@ -57,7 +61,7 @@ class PeerQueries:
         return result
 
     async def _exchange(self, peer: SiteConfig, query: Query) -> Reply:
-        link = self._links.pop(peer.site_id, None)
+        link = self._links.pop((peer.site_id, query.method), None)
         if link is not None:
             try:
                 return await self._on_link(link, peer, query)
@@ -73,7 +77,7 @@ class PeerQueries:
             with trio.CancelScope(shield=True):
                 await self._dialing.live.close(link)
             raise
-        self._links[peer.site_id] = link
+        self._links[peer.site_id, query.method] = link
         return reply
 
 

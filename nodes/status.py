@@ -77,6 +77,8 @@ class SiteStatus:
         self._receiver = receiver
         self._housekeeper = housekeeper
         self._started_s = trio.current_time()
+        # A digest reads for minutes: one at a time leaves the store's other readers to everybody else.
+        self._digesting = trio.Lock()
         self.clients: ClientStats | None = None
 
     def client_handlers(self) -> dict[str, Handler]:
@@ -242,9 +244,10 @@ class SiteStatus:
         return behind, round(max(0, self._wall_clock.now_us() - oldest_us) / 1e6, 3)
 
     async def _own_digest(self, args: dict[str, Any]) -> Any:
-        applied, digest, dead = await self._store.read(
-            lambda view: (view.applied(), view.tree_digest(), view.open_dead_letters())
-        )
+        async with self._digesting:
+            applied, digest, dead = await self._store.read(
+                lambda view: (view.applied(), view.tree_digest(), view.open_dead_letters())
+            )
         return {"digest": digest.hex(), "cursors": cursors_to_json(applied), "dead_letters": dead}
 
     async def _digest(self, args: dict[str, Any]) -> Any:

@@ -115,3 +115,23 @@ async def test_a_question_that_is_too_long_is_not_sent(tmp_path):
             timeout_s=5,
         )
     assert not wire.sent
+
+
+async def test_a_long_question_does_not_keep_a_peers_status_away(tmp_path, autojump_clock):
+    """While a peer computes for minutes, other kinds of questions are answered."""
+
+    class Busy(Wire):
+        async def receive(self):
+            await trio.sleep_forever()
+
+    beta = SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path)
+    queries = PeerQueries(Dialing(Busy([]), Wire([Reply(1, True, True, msgpack.packb({"mode": "x"}))])))
+
+    async def digest():
+        with pytest.raises(PeerUnreachable):
+            await queries.ask(beta, "digest", {}, timeout_s=900)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(digest)
+        await trio.sleep(1)
+        assert await queries.ask(beta, "status", {}, timeout_s=3) == {"mode": "x"}
