@@ -84,7 +84,7 @@ class _Refused:
 
 
 class _AckNow:
-    """The peer told its tails: answer with where we are."""
+    """The peer told its tails, or waits for its turn: tell it where we are."""
 
 
 _Item = _Taken | _Refused | _AckNow
@@ -183,7 +183,7 @@ class _Session:
                     message = await self._link.receive()
                 match message:
                     case Batch():
-                        await take_turn(self._receiving.limiter, self._link.session.peer, len(message.block.body))
+                        await self._wait_turn(len(message.block.body), queue)
                         item = self._judge(message)
                         await queue.send(item)
                         if isinstance(item, _Refused):
@@ -196,6 +196,14 @@ class _Session:
                         raise LinkClosed
                     case _:
                         raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit")
+
+    async def _wait_turn(self, byte_count: int, queue: trio.MemorySendChannel[_Item]) -> None:
+        """Wait until a batch may pass; nothing is read meanwhile, so the sender is told that we are still here."""
+        while True:
+            with trio.move_on_after(self._receiving.config.idle_timeout_s / 3):
+                await take_turn(self._receiving.limiter, self._link.session.peer, byte_count)
+                return
+            await queue.send(_AckNow())
 
     def _judge(self, batch: Batch) -> _Item:
         journal = JournalId(batch.source_site_id, batch.incarnation)

@@ -69,9 +69,10 @@ def block(first=1, count=3, shard=0):
 class Site:
     """Site B as far as the wire sees it."""
 
-    def __init__(self, config, journals, admission, events, record, gate):
+    def __init__(self, config, journals, admission, events, record, receiving):
         self.config = config
-        self.gate = gate
+        self.gate = receiving.gate
+        self.limiter = receiving.limiter
         self.journals = journals
         self.admission = admission
         self._events = events
@@ -166,7 +167,7 @@ async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
         logger=logger,
     )
     await nursery.start(listener.run)
-    site = Site(config, journals, admission, events, records[A], receiving.gate)
+    site = Site(config, journals, admission, events, records[A], receiving)
     try:
         yield site
     finally:
@@ -434,6 +435,22 @@ async def test_a_dialler_that_makes_up_reasons_fills_no_table(site):
         assert await ended(stream)
     assert len(set(site.codes())) <= KINDS_MAX + 1
     assert "other" in site.codes()
+
+
+async def test_a_conduit_that_waits_for_its_turn_is_kept_alive(tmp_path, nursery):
+    """A batch that is throttled for longer than a conduit may be silent is acknowledged in the end, on the same conduit."""
+    async with aclosing(serve(tmp_path, nursery, GENEROUS)) as sites:
+        site = await anext(sites)
+        site.limiter.reconfigure(RateLimitConfig(max_global_bytes_per_second=len(block().body) // 3))
+        link = await site.dial()
+        await link.expect(Welcome)
+        for batch_seq in (1, 2):
+            await link.send(batch(link, batch_seq, block(first=3 * batch_seq - 2)))
+        seqs = []
+        while not seqs or seqs[-1] < 6:
+            with trio.fail_after(QUICK.idle_timeout_s):
+                seqs.append((await link.expect(Ack)).received.get(JOURNAL, (0, 0))[0])
+        assert len(seqs) > 2
 
 
 class Tamperer:
