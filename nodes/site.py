@@ -182,8 +182,8 @@ class _Site:
             finally:
                 with trio.CancelScope(shield=True):
                     await recovered.close()
+            self._logger.info("site_stopped", undelivered_entries=self._undelivered(recovered))
             signals.cancel_scope.cancel()
-        self._logger.info("site_stopped", undelivered_entries=self._undelivered(recovered))
 
     async def _watch_signals(
         self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
