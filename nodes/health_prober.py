@@ -107,11 +107,13 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     pong = await link.expect(Pong)
     if pong.ping_id != ping_id:
         raise ProtocolViolation("unexpected", "not the pong of this ping")
+    if any(journal.origin != record.site.site_id for journal in pong.tails):
+        # This site waits at its start for what the tails tell: of its own journals a peer may be believed, of no other.
+        raise ProtocolViolation("not_its_journal", "tails of another site's journal")
     now_s = trio.current_time()
     record.rtt_ms = (now_s - sent_s) * 1000
     record.pong_at_s = now_s
     record.mode_told = pong.mode
-    record.tails = pong.tails
     if record.first_tails is None:
         record.first_tails = pong.tails
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2

@@ -26,7 +26,7 @@ class PeerRecord:
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
             whose disk was wiped says less than before, and that is the truth.
-        tails, mode_told, pong_at_s, rtt_ms, clock_offset_us: by the health prober, from pongs.
+        mode_told, pong_at_s, rtt_ms, clock_offset_us: by the health prober, from pongs.
         lag, cut_off: by the housekeeper.
     """
 
@@ -47,7 +47,6 @@ class PeerRecord:
     first_tails: Cursors | None = None
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)
-    tails: Cursors = field(default_factory=dict)
     mode_told: str | None = None
     pong_at_s: float | None = None
     rtt_ms: float | None = None

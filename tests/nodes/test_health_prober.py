@@ -11,6 +11,7 @@ import trio
 
 from claudefs_repl.error import PeerRefused
 from claudefs_repl.failover import SiteMode
+from claudefs_repl.journal import JournalId
 from claudefs_repl.topology import SiteConfig
 from nodes.health_prober import DIAL_PAUSE_MAX_S, SelfView, run_health_prober
 from nodes.peers import PeerRecord
@@ -23,8 +24,9 @@ INTERVAL_S = 0.2
 class PlayedLink:
     """A probe's connection; `refusal` is what the first question is answered with, if anything."""
 
-    def __init__(self, refusal=None):
+    def __init__(self, refusal=None, tails=None):
         self.refusal = refusal
+        self.tails = tails or {}
 
     async def send(self, ping):
         await trio.lowlevel.checkpoint()
@@ -39,7 +41,7 @@ class PlayedLink:
             mode=SiteMode.ACTIVE_READ_WRITE.value,
             received={},
             applied={},
-            tails={},
+            tails=self.tails,
             wall_us=0,
         )
 
@@ -141,3 +143,11 @@ async def test_a_peer_that_comes_to_us_is_tried_at_once(autojump_clock, probe, t
         played.record.called_at_s = trio.current_time()
     await trio.sleep(2 * INTERVAL_S)
     assert played.reports[-1][1] is True
+
+
+async def test_a_peer_is_believed_the_tails_of_its_own_journals_alone(autojump_clock, probe):
+    """A starting site waits for what the tails tell: with another site's a peer could keep it waiting for ever."""
+    played = await probe(PlayedLink(tails={JournalId(2, 7): (1 << 60,)}), PlayedLink(tails={JournalId(1, 7): (5,)}))
+    await trio.sleep(5)
+    assert played.reports[0][1] is False
+    assert played.record.first_tails == {JournalId(1, 7): (5,)}
