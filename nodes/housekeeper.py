@@ -79,7 +79,10 @@ class Housekeeper:
 
     async def run(self) -> None:
         """Do the rounds for ever."""
-        await self._make_reserve()
+        try:
+            await self._make_reserve()
+        except DiskFull as full:
+            self._gate.close_for_disk(full, self._logger)
         tick = 0
         while True:
             await trio.sleep(TICK_S)
@@ -178,13 +181,8 @@ class Housekeeper:
                 )
 
     async def _make_reserve(self) -> None:
-        if RESERVE_FILE in await self._storage.names("."):
-            return
-        try:
+        if RESERVE_FILE not in await self._storage.names("."):
             file = await self._storage.create(RESERVE_FILE, self._config.reserve_bytes)
-        except DiskFull as full:
-            self._gate.close_for_disk(full, self._logger)
-        else:
             await file.close()
 
     async def _recover_disk(self) -> None:
@@ -195,10 +193,10 @@ class Housekeeper:
             room = self._config.reserve_bytes + self._config.segment_bytes
             await self._storage.remove(PROBE_FILE)  # a crash may have left one
             probe = await self._storage.create(PROBE_FILE, room)
+            await probe.close()
+            await self._storage.remove(PROBE_FILE)
+            await self._make_reserve()
         except DiskFull:
             return
-        await probe.close()
-        await self._storage.remove(PROBE_FILE)
-        await self._make_reserve()
         if self._gate.open(DISK_FULL):
             self._logger.info("disk_recovered")
