@@ -19,7 +19,6 @@ class ConduitState(enum.Enum):
     REFUSED = "refused"
     BACKOFF = "backoff"
     NEEDS_BOOTSTRAP = "needs_bootstrap"
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,6 @@ def explain_lag(facts: LinkFacts) -> str | None:
                 return None
             retry = "" if facts.retry_in_s is None else f"; next attempt in {facts.retry_in_s:.1f} s"
             return f"not connected: {facts.detail or 'connecting'}{retry}"
-        case ConduitState.STOPPED:
-            return "this site is stopping"
         case ConduitState.CONNECTED:
             return _explain_connected(facts)
 

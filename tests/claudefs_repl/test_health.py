@@ -36,7 +36,6 @@ def facts(state=ConduitState.CONNECTED, lag=10, **more):
         (facts(ConduitState.BACKOFF, lag=0, detail="Connection refused"), "Connection refused"),
         (facts(ConduitState.CONNECTING, lag=0), None),
         (facts(ConduitState.NEEDS_BOOTSTRAP, detail="gap"), "bootstrap"),
-        (facts(ConduitState.STOPPED), "stopping"),
     ],
 )
 def test_a_lag_that_does_not_fall_has_a_reason(link, words):
