@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rich.table import Table
 import claudefs_repl
 import nodes
 import protocol
+from claudefs_repl.failover import SiteMode
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import connect_site
 from nodes.commands.common import EXIT_NO, echo_json, end, json_option, path_text, run_async
@@ -30,8 +31,9 @@ from nodes.commands.remote import first_cause
 from nodes.commands.transfer import report_text
 from nodes.commands.transfer_report import TransferReport
 from nodes.commands.tree import count, look
+from nodes.event_reader import LogMerger
 from nodes.launcher import Launcher
-from nodes.runtime import SystemClock
+from nodes.runtime import SystemClock, events_path
 
 KILL_AT = 0.3
 """The part of the first tree that is in when a site is killed: in the middle of the stream, whatever its speed."""
@@ -41,6 +43,12 @@ CONVERGE_TIMEOUT_S = 120.0
 """Beyond this the demonstration has failed; it takes a few seconds."""
 WATCH_S = 0.5
 """Between two looks at the lag."""
+LOOK_S = 0.1
+"""Between two looks into the sites' logs."""
+MODES_TIMEOUT_S = 30.0
+"""Beyond this a change of modes does not come any more; each takes a few probes."""
+SETTINGS: Mapping[str, Mapping[str, object]] = {"failover": {"check_interval_ms": 500}}
+"""Ten times as quick as by default, so that nobody has to wait for half a minute until a dead site is noticed."""
 NOT_COPIED = ("site-packages", "dist-packages", "__pycache__")
 FIRST, KILLED, SECOND = "alpha", "beta", "gamma"
 
@@ -57,6 +65,8 @@ class DemoResult:
         converged_s: from the first put's beginning to equal trees at equal cursors everywhere, seconds.
         ready_s: from the restart of the killed site to its answer to a client, seconds.
         recovery_s: from the restart to the moment when no site lacked anything, seconds.
+        offline_s: from the kill to the moment when every other site had logged that the killed one is Offline, seconds.
+        active_s: from the restart to the moment when they had logged that it is ActiveReadWrite again, seconds.
         peak_bytes: the most memory of each site's process.
         failures: what was not as it should be, in words.
     """
@@ -69,6 +79,8 @@ class DemoResult:
     converged_s: float = 0.0
     ready_s: float = 0.0
     recovery_s: float = 0.0
+    offline_s: float = 0.0
+    active_s: float = 0.0
     most_lag_entries: int = 0
     converged: bool = False
     digest: str = ""
@@ -91,6 +103,7 @@ class DemoResult:
 def demo(tree_path: bytes | None, keep: bool, as_json: bool) -> None:
     """Replicate a real tree between three real sites, kill one with SIGKILL in the middle, and compare the copies.
 
+    What the sites log of each other's modes is told as it comes: Offline after the kill, then Standby, then Active.
     Sites run on this machine for the time of the demonstration, in a temporary directory and on free ports.
 
     \b
@@ -118,7 +131,10 @@ COMMANDS: list[click.Command] = [demo]
 
 async def _demo(tree_path: bytes | None, *, keep: bool, say: Say) -> DemoResult:
     began_s = trio.current_time()
-    async with temporary_cluster(prefix="claudefs-repl-demo-", sites=3, keep=keep) as (directory, launcher):
+    async with temporary_cluster(prefix="claudefs-repl-demo-", sites=3, keep=keep, settings=SETTINGS) as (
+        directory,
+        launcher,
+    ):
         first = tree_path if tree_path is not None else os.fsencode(copy_standard_library(directory / "first"))
         second = os.fsencode(make_second_tree(directory / "second"))
         objects, total_bytes = count(look(first))
@@ -151,6 +167,8 @@ class _Demo:
         self._result = DemoResult()
         self._second_in = trio.Event()
         self._first_in = trio.Event()
+        self._opinions: dict[str, str] = {}
+        self._started_us = SystemClock().now_us()
 
     async def run(self, first: bytes, second: bytes) -> DemoResult:
         """The story from the first write to the comparison."""
@@ -158,6 +176,7 @@ class _Demo:
         began_s = trio.current_time()
         async with trio.open_nursery() as watching:
             watching.start_soon(self._watch)
+            watching.start_soon(self._watch_modes)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._put_first, first)
                 restarted_s = await self._break(second, nursery)
@@ -166,9 +185,10 @@ class _Demo:
             await self._wait_caught_up()
             result.recovery_s = trio.current_time() - restarted_s
             self._say(f"no site lacks anything any more, {result.recovery_s:.1f} s after {KILLED} was started again")
+            await self._verify()
+            result.converged_s = trio.current_time() - began_s
+            result.active_s = await self._until_called(SiteMode.ACTIVE_READ_WRITE) - restarted_s
             watching.cancel_scope.cancel()
-        await self._verify()
-        result.converged_s = trio.current_time() - began_s
         await self._get_and_compare(SECOND, b"/first", first, "copy-of-first")
         await self._get_and_compare(KILLED, b"/second", second, "copy-of-second")
         for site in self._cluster.sites:
@@ -196,6 +216,7 @@ class _Demo:
     async def _break(self, second: bytes, nursery: trio.Nursery) -> float:
         """Kill a site in the middle, put a tree at another meanwhile, start the site again; when that was."""
         await self._first_reaches(KILL_AT)
+        killed_s = trio.current_time()
         pid = await self._launcher.kill(KILLED)
         self._say(f"kill -9 {pid}: {KILLED} is gone, {self._first_report.objects} of {self._objects} objects are in")
         self._say(f"meanwhile, put another tree at {SECOND}: this program's own source, and some odd files")
@@ -205,6 +226,7 @@ class _Demo:
             self._second_in.set()
 
         nursery.start_soon(put_second)
+        self._result.offline_s = await self._until_called(SiteMode.OFFLINE) - killed_s
         await self._first_reaches(RESTART_AT)
         await self._second_in.wait()
         restarted_s = trio.current_time()
@@ -228,6 +250,46 @@ class _Demo:
                 self._say(f"  {text}")
                 last = text
             await trio.sleep(WATCH_S)
+
+    async def _watch_modes(self) -> None:
+        """Tell each change of a site's mode, as the site itself or another one has logged it."""
+        merger = LogMerger([events_path(site) for site in self._cluster.sites])
+        try:
+            while True:
+                for event in merger.poll():
+                    if event["time_us"] >= self._started_us:
+                        self._tell_mode(event)
+                await trio.sleep(LOOK_S)
+        finally:
+            merger.close()
+
+    def _tell_mode(self, event: dict[str, Any]) -> None:
+        site, mode = event["site"], event.get("mode")
+        why = f" ({event['reason']})" if event.get("reason") else ""
+        match event["event"]:
+            case "peer_mode_changed":
+                self._say(f"  log of {site}: {event['peer']} is {mode}: {event['kind']}{why}")
+                if event["peer"] == KILLED:
+                    self._opinions[site] = str(mode)
+            case "mode_changed":
+                self._say(f"  log of {site}: it is {mode} itself: {event['kind']}{why}")
+            case "site_ready":
+                self._say(f"  log of {site}: it serves clients and peers, as {mode}")
+            case "caught_up":
+                self._say(f"  log of {site}: it has caught up with what its peers told, {event['duration_ms']} ms")
+
+    async def _until_called(self, mode: SiteMode) -> float:
+        """Return when every other site has logged that the killed one is in a mode; when that was.
+
+        Raises:
+            NotInTime: that does not happen.
+        """
+        others = [site.name for site in self._cluster.sites if site.name != KILLED]
+        with trio.move_on_after(MODES_TIMEOUT_S):
+            while any(self._opinions.get(name) != mode.value for name in others):
+                await trio.sleep(LOOK_S)
+            return trio.current_time()
+        raise NotInTime(f"after {MODES_TIMEOUT_S:g} s not every site says that {KILLED} is {mode.value}")
 
     def _lag_text(self, statuses: dict[str, dict[str, Any]]) -> str:
         parts = []
@@ -358,6 +420,8 @@ def result_json(result: DemoResult) -> dict[str, Any]:
         "entries_per_s": round(result.entries / result.converged_s, 1) if result.converged_s else 0.0,
         "ready_s": round(result.ready_s, 3),
         "recovery_s": round(result.recovery_s, 3),
+        "offline_s": round(result.offline_s, 3),
+        "active_s": round(result.active_s, 3),
         "most_lag_entries": result.most_lag_entries,
         "compared_objects": result.compared_objects,
         "compared_bytes": result.compared_bytes,
@@ -376,8 +440,10 @@ def _print_table(result: DemoResult) -> None:
         ("time until all sites were equal", f"{result.converged_s:.1f} s"),
         ("entries/s, written and at all sites", f"{result.entries / max(result.converged_s, 1e-9):,.0f}"),
         ("most entries that a site was behind", f"{result.most_lag_entries:,}"),
+        (f"{KILLED} called Offline by the others, after the kill", f"{result.offline_s:.1f} s"),
         (f"recovery of {KILLED}: answers clients", f"{result.ready_s:.1f} s"),
         (f"recovery of {KILLED}: lacks nothing", f"{result.recovery_s:.1f} s"),
+        (f"recovery of {KILLED}: called active by the others", f"{result.active_s:.1f} s"),
         ("compared byte for byte", f"{result.compared_objects:,} objects, {result.compared_bytes:,} bytes"),
         ("peak memory", ", ".join(f"{name} {used / 2**20:.0f} MiB" for name, used in result.peak_bytes.items())),
         ("tree at every site", result.digest[:16] if result.converged else "NOT EQUAL"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,20 @@ def run(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_demonstration_succeeds(small_tree: Path) -> None:
-    """demo ends with 0 after a kill -9, equal trees at all sites and copies equal to the originals."""
-    code, told = run("demo", "--tree", str(small_tree))
+    """demo ends with 0 after a kill -9, equal trees at all sites, copies equal to the originals, and tells the failover."""
+    result = CliRunner().invoke(cli, ["demo", "--tree", str(small_tree), "--json"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    code, told = result.exit_code, json.loads(result.stdout)
+    for site in ("alpha", "gamma"):
+        said = re.findall(rf"log of {site}: beta is (\w+): (\w+)", result.stderr)
+        assert said[-4:] == [
+            ("DegradedAcceptWrites", "SiteDemoted"),
+            ("Offline", "SiteDemoted"),
+            ("StandbyReadOnly", "SitePromoted"),
+            ("ActiveReadWrite", "SiteRecovered"),
+        ]
+    assert 0 < told["offline_s"] < told["total_s"]
+    assert 0 < told["active_s"] < told["total_s"]
     assert told["failures"] == []
     assert (code, told["ok"], told["converged"]) == (0, True, True)
     assert told["objects"] > 67
