@@ -71,7 +71,7 @@ class Dialing:
     live: LiveLinks = field(default_factory=LiveLinks)
 
     async def dial(self, peer: SiteConfig, role: Role) -> Link:
-        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit`."""
+        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit` and `key_retired`."""
         result = self.limiter.check_auth_attempt(peer.site_id, monotonic_us())
         if isinstance(result, Blocked):
             raise PeerRefused("own_limit", "this site dials no more often", wait_ms=OWN_LOCK_S * 1000)
@@ -89,5 +89,9 @@ class Dialing:
             # A peer charges a site for what it has proved, so an attempt without a proof has cost nothing.
             self.limiter.refund_auth_attempt(peer.site_id)
             raise
+        if not link.has_key_in(self.keys):
+            # A reload came meanwhile, and has closed the links that were live then.
+            await link.aclose()
+            raise PeerRefused("key_retired", "the key was retired while this site dialled")
         self.live.add(link)
         return link

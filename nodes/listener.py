@@ -131,6 +131,9 @@ class Listener:
     async def _serve_link(self, link: Link, source: str, ticket: Ticket) -> None:
         session = link.session
         refusal = self._admission.prove(ticket, session.peer, now_us=monotonic_us())
+        if refusal is None and not link.has_key_in(self._dialing.keys):
+            # A reload came meanwhile, and has closed the links that were live then.
+            refusal = Refusal("key_retired", "the key was retired during the handshake", 0)
         try:
             if refusal is not None:
                 self._refusals.tell(source, refusal.code, f"{self._peers[session.peer].site.name}: {refusal.detail}")
