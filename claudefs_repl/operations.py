@@ -132,6 +132,12 @@ class RemoveXattr:
 Operation = Create | Unlink | Rename | Write | Truncate | SetAttr | Link | Symlink | MkDir | SetXattr | RemoveXattr
 
 
+def path_text(path: bytes) -> str:
+    """A name or path for people: what is not UTF-8, or could steer a terminal, is escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def check_name(name: bytes) -> None:
     """Refuse what cannot be the name of a directory entry.
 
@@ -140,7 +146,8 @@ def check_name(name: bytes) -> None:
     """
     if len(name) > NAME_BYTES_MAX:
         raise OperationRefused(
-            errno.ENAMETOOLONG, f"a name has at most {NAME_BYTES_MAX} bytes, this one {len(name)}: {name[:40]!r}..."
+            errno.ENAMETOOLONG,
+            f"a name has at most {NAME_BYTES_MAX} bytes, this one {len(name)}: {path_text(name[:40])}...",
         )
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise OperationRefused(errno.EINVAL, f"not a name for a file: {name!r}")
+        raise OperationRefused(errno.EINVAL, f"not a name for a file: '{path_text(name)}'")

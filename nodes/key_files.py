@@ -176,7 +176,10 @@ def _read_private(path: Path) -> bytes:
                 )
             content = file.read(KEY_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
-        remedy = f"make keys for all sites with: claudefs-repl init {path.absolute().parent.parent}"
+        remedy = (
+            f"restore it from a copy; or, to begin with new keys for all sites, remove {path.parent}/*.json everywhere "
+            f"and run: claudefs-repl init {path.absolute().parent.parent}"
+        )
         raise ConfigInvalid([f"{path}: there is no such key file; {remedy}"]) from None
     except OSError as error:
         raise ConfigInvalid([f"{path}: cannot be read: {error.strerror}"]) from error

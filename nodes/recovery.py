@@ -10,7 +10,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of
-from claudefs_repl.error import CallerError, WalCorrupted, WorldError
+from claudefs_repl.error import ConfigInvalid, WalCorrupted, WorldError
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
@@ -58,11 +58,14 @@ async def recover(
     With `rebuild` the view is made anew, from the newest local snapshot and the logs after it, all of them.
 
     Raises:
-        CallerError: the data directory is another site's, or of another cluster or format.
+        ConfigInvalid: the data directory is another site's, or of another cluster or format.
         WalCorrupted: a log is damaged where it was known to be durable, or shorter than what was told of it.
         WorldError: the view cannot be made from what is here.
     """
-    own, is_new = await _identity(cluster, site, storage, entropy)
+    own = await read_identity(cluster, site, storage)
+    is_new = own is None
+    if own is None:
+        own = await _begin_journal(cluster, site, storage, entropy)
     evidence = await read_evidence(storage)
     journals = await Journals.open(
         storage=storage,
@@ -102,43 +105,54 @@ async def recover(
     return Recovered(journals, store, snapshot, replayed, evidence.acked)
 
 
-async def _identity(
-    cluster: ClusterConfig, site: SiteConfig, storage: Storage, entropy: Entropy
-) -> tuple[JournalId, bool]:
+async def read_identity(cluster: ClusterConfig, site: SiteConfig, storage: Storage) -> JournalId | None:
+    """Whose data directory this is: the site's own journal, None if the site has not begun one.
+
+    Raises:
+        ConfigInvalid: it is another site's, or of another cluster, shard count or format.
+        WorldError: the file cannot be understood.
+    """
     content = await storage.read_file(IDENTITY_FILE)
     where = site.data_dir / IDENTITY_FILE
-    if content is not None:
-        try:
-            identity = json.loads(content)
-            found = {key: identity[key] for key in ("format", "cluster_id", "site_id", "shards")}
-            incarnation = Incarnation(int(identity["incarnation"], 16))
-            is_ready = bool(identity["is_ready"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorldError(f"{where} cannot be read ({error!r}); restore it from a copy of this directory") from error
-        wanted = {
-            "format": FORMAT,
-            "cluster_id": cluster.cluster_id,
-            "site_id": site.site_id,
-            "shards": cluster.shards,
-        }
-        for key, value in wanted.items():
-            if found[key] != value:
-                raise CallerError(
+    if content is None:
+        return None
+    try:
+        identity = json.loads(content)
+        found = {key: identity[key] for key in _THING}
+        incarnation = Incarnation(int(identity["incarnation"], 16))
+        is_ready = bool(identity["is_ready"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorldError(f"{where} cannot be read ({error!r}); restore it from a copy of this directory") from error
+    wanted = {
+        "format": FORMAT,
+        "cluster_id": cluster.cluster_id,
+        "site_id": site.site_id,
+        "shards": cluster.shards,
+    }
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise ConfigInvalid(
+                [
                     f"{site.data_dir} belongs to another {_THING[key]}: {where} has {key} {found[key]!r}, "
                     f"{cluster.path} wants {value!r}; give site {site.name} a data_dir of its own"
-                )
-        if is_ready:
-            return JournalId(site.site_id, incarnation), False
-    elif await storage.names(JOURNALS_DIR):
+                ]
+            )
+    return JournalId(site.site_id, incarnation) if is_ready else None
+
+
+async def _begin_journal(cluster: ClusterConfig, site: SiteConfig, storage: Storage, entropy: Entropy) -> JournalId:
+    if await storage.read_file(IDENTITY_FILE) is None and await storage.names(JOURNALS_DIR):
         raise WalCorrupted(
-            str(where), 0, "it is missing, but there are journals beside it; restore it from a copy of this directory"
+            str(site.data_dir / IDENTITY_FILE),
+            0,
+            "it is missing, but there are journals beside it; restore it from a copy of this directory",
         )
     # A first start that was cut off acknowledged nothing: it begins again.
     for leftover in (JOURNALS_DIR, SNAPSHOTS_DIR, STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
         await storage.remove(leftover)
     own = JournalId(site.site_id, Incarnation(int.from_bytes(entropy(8), "big")))
     await _write_identity(storage, cluster, site, own, is_ready=False)
-    return own, True
+    return own
 
 
 _THING = {"format": "format version", "cluster_id": "cluster", "site_id": "site", "shards": "shard count"}

@@ -21,7 +21,7 @@ from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
-from claudefs_repl.error import CallerError, DiskFull, NotWritable
+from claudefs_repl.error import ConfigInvalid, DiskFull, NotWritable, ReplError
 from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState, clock_in_bounds
 from claudefs_repl.journal import Inode, SiteId
@@ -42,7 +42,7 @@ from nodes.link import Link
 from nodes.listener import Listener
 from nodes.peers import PeerRecord
 from nodes.queries import PeerQueries, serve_queries
-from nodes.recovery import Recovered, recover
+from nodes.recovery import Recovered, read_identity, recover
 from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
 from nodes.seams import Entropy, WallClock
 from nodes.status import SiteStatus
@@ -72,6 +72,8 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     storage = DiskStorage(site.data_dir)
     await storage.lock(LOCK_NAME)
     try:
+        # Before a line is logged: the directory, and the log in it, may be another site's.
+        await read_identity(cluster, site, storage)
         wall_clock = SystemClock()
         logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
         try:
@@ -92,8 +94,12 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
     """
     site = cluster.site(site_name)
     storage = DiskStorage(site.data_dir)
+    if not site.data_dir.is_dir():
+        raise ConfigInvalid([f"{site.data_dir}: site {site_name} has no data there, so there is nothing to rebuild"])
     await storage.lock(LOCK_NAME)
     try:
+        if await read_identity(cluster, site, storage) is None:
+            raise ConfigInvalid([f"{site.data_dir}: site {site_name} has never run there: nothing to rebuild"])
         logger = make_logger(events_path(site), site.name, SystemClock())
         gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
         recovered = await recover(
@@ -111,7 +117,8 @@ def _log_failure(error: BaseException, logger: FilteringBoundLogger) -> None:
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
     if not isinstance(leaf, trio.Cancelled | KeyboardInterrupt):
-        logger.error("site_failed", reason=f"{type(leaf).__name__}: {leaf}")
+        reason = str(leaf) if isinstance(leaf, ReplError) else f"{type(leaf).__name__}: {leaf}"
+        logger.error("site_failed", reason=reason)
 
 
 @dataclass(slots=True)
@@ -424,10 +431,10 @@ class _Site:
         try:
             await nursery.start(listener.run)
         except OSError as error:
-            raise CallerError(
-                f"site {self._site.name} cannot listen at {self._site.address}:{self._site.port}: "
-                f"{error.strerror or error}; end what uses that port or choose another in {self._cluster.path}"
-            ) from error
+            place = f"{self._site.address}:{self._site.port}"
+            remedy = f"end what uses that port or choose another in {self._cluster.path}"
+            why = f"site {self._site.name} cannot listen at {place}: {error.strerror or error}; {remedy}"
+            raise ConfigInvalid([why]) from error
         await nursery.start(running.clients.run, socket_path(self._site, self._cluster))
 
     def _view(self, recovered: Recovered) -> SelfView:

@@ -311,7 +311,7 @@ class SiteStatus:
 
 
 def _unreachable(site: SiteConfig, reason: str) -> dict[str, Any]:
-    return {"name": site.name, "site_id": site.site_id, "unreachable": reason}
+    return {"name": site.name, "site_id": site.site_id, "pid": None, "mode": None, "peers": {}, "unreachable": reason}
 
 
 def _is_digest(answer: Mapping[str, Any], shards: int) -> bool:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import trio
 
-from claudefs_repl.error import CallerError, DiskFull, SyncFailed
+from claudefs_repl.error import ConfigInvalid, DiskFull, SyncFailed
 from nodes.seams import Buffer
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,7 +45,7 @@ class DiskStorage:
         """Take the data directory for this process, until `close` or its end, and write its pid into the lock file.
 
         Raises:
-            CallerError: another process has it.
+            ConfigInvalid: another process has it.
         """
         await trio.to_thread.run_sync(self._lock, self._path(path))
 
@@ -128,8 +128,8 @@ class DiskStorage:
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(fd)
-            raise CallerError(
-                f"{self._root}: another process (pid {holder}) uses this data directory; stop it first"
+            raise ConfigInvalid(
+                [f"{self._root}: another process (pid {holder}) uses this data directory; stop it first"]
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -22,6 +22,7 @@ import trio
 from click.shell_completion import CompletionItem
 
 from claudefs_repl.error import CallerError, ConfigInvalid, NotWritable, OperationRefused, ReplError, SiteUnknown
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import ClientError, SiteElsewhere
 from nodes.config import load_cluster
@@ -222,12 +223,6 @@ def path_json(path: bytes, key: str = "path") -> dict[str, str]:
     if text.encode() != path:
         shown[f"{key}_b64"] = base64.b64encode(path).decode("ascii")
     return shown
-
-
-def path_text(path: bytes) -> str:
-    """A path for a terminal: what is not UTF-8, or could steer the terminal, is escaped."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True, slots=True)

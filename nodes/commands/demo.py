@@ -20,9 +20,10 @@ import claudefs_repl
 import nodes
 import protocol
 from claudefs_repl.failover import SiteMode
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import connect_site
-from nodes.commands.common import EXIT_NO, echo_json, end, json_option, path_text, run_async
+from nodes.commands.common import EXIT_NO, echo_json, end, json_option, run_async
 from nodes.commands.compare import compare_trees
 from nodes.commands.get import get_tree
 from nodes.commands.lab import NotInTime, ask_site, process_use, temporary_cluster, wait_writable

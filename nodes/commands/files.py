@@ -13,6 +13,7 @@ from typing import BinaryIO
 import click
 
 from claudefs_repl.error import OperationRefused
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import connect_site
 from nodes.commands import ops, remote, transfer
@@ -23,7 +24,6 @@ from nodes.commands.common import (
     json_option,
     pass_cluster,
     path_json,
-    path_text,
     run_async,
     stat_json,
 )

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.client import SiteClient, SiteUnreachable, connect_site
 from nodes.commands.common import (
@@ -29,7 +30,6 @@ from nodes.commands.common import (
     json_option,
     pass_cluster,
     path_json,
-    path_text,
     run_async,
 )
 from nodes.event_reader import LogMerger, merge_logs

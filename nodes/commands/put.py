@@ -16,8 +16,8 @@ import trio
 
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import XATTR_VALUE_BYTES_MAX, Inode
+from claudefs_repl.operations import path_text
 from nodes.commands import ops, remote
-from nodes.commands.common import path_text
 from nodes.commands.remote import NotStill, RemoteNode, SiteClient, SubmitRefused, Workers, first_cause, in_parts
 from nodes.commands.transfer_report import TransferReport
 from nodes.commands.tree import Kind, LocalNode, data_ranges, look, node_of, read_xattrs, scan_directory

@@ -17,9 +17,8 @@ import trio
 
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import Inode
-from claudefs_repl.operations import check_name
+from claudefs_repl.operations import check_name, path_text
 from nodes.client import ClientError
-from nodes.commands.common import path_text
 from nodes.commands.ops import Op, make_directory
 from nodes.commands.tree import Kind
 

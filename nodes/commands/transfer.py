@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from claudefs_repl.error import OperationRefused
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import SiteUnreachable, connect_site
 from nodes.commands import remote, tree
@@ -26,7 +27,6 @@ from nodes.commands.common import (
     json_option,
     pass_cluster,
     path_json,
-    path_text,
     run_async,
 )
 from nodes.commands.get import get_tree

@@ -42,6 +42,7 @@ from claudefs_repl.operations import (
     Unlink,
     Write,
     check_name,
+    path_text,
 )
 from nodes.store.fold import Fold
 from nodes.store.links import Cause
@@ -190,7 +191,7 @@ class _Group:
         if there is not None:
             if op.exist_ok and self._kind(there.inode) == Kind.DIR:
                 return _Planned(there.inode, None)
-            raise OperationRefused(errno.EEXIST, f"there is already a {op.name!r}")
+            raise OperationRefused(errno.EEXIST, f"there is already a {path_text(op.name)}")
         _check_new_name(op.name)
         return _Planned(None, MkDir(op.mode, op.uid, op.gid, op.mtime_ns, Inode(parent), op.name))
 
@@ -204,15 +205,15 @@ class _Group:
     def _plan_remove(self, op: Remove) -> _Planned:
         parent, claim = self._claim(op.parent, op.name)
         if self._kind(claim.inode) == Kind.DIR:
-            raise OperationRefused(errno.EISDIR, f"a directory: {op.name!r}")
+            raise OperationRefused(errno.EISDIR, f"a directory: {path_text(op.name)}")
         return _Planned(claim.inode, Unlink(Inode(parent), claim.name, is_dir=False))
 
     def _plan_rmdir(self, op: RemoveDir) -> _Planned:
         parent, claim = self._claim(op.parent, op.name)
         if self._kind(claim.inode) != Kind.DIR:
-            raise OperationRefused(errno.ENOTDIR, f"not a directory: {op.name!r}")
+            raise OperationRefused(errno.ENOTDIR, f"not a directory: {path_text(op.name)}")
         if not self._view.is_empty(claim.inode):
-            raise OperationRefused(errno.ENOTEMPTY, f"the directory is not empty: {op.name!r}")
+            raise OperationRefused(errno.ENOTEMPTY, f"the directory is not empty: {path_text(op.name)}")
         return _Planned(claim.inode, Unlink(Inode(parent), claim.name, is_dir=True))
 
     def _plan_give_up(self, op: GiveUp) -> _Planned:
@@ -280,7 +281,7 @@ class _Group:
         inode = self._inode(op.inode)
         self._kind(inode)
         if op.name not in self._view.xattrs(inode):
-            raise OperationRefused(errno.ENODATA, f"no such attribute: {op.name!r}")
+            raise OperationRefused(errno.ENODATA, f"no such attribute: {path_text(op.name)}")
         return _Planned(inode, RemoveXattr(op.name))
 
     def _inode(self, inode: int) -> int:
@@ -328,7 +329,7 @@ class _Group:
         parent = self._directory(parent)
         claim = self._view.find(parent, name)
         if claim is None:
-            raise OperationRefused(errno.ENOENT, f"no such file or directory: {name!r}")
+            raise OperationRefused(errno.ENOENT, f"no such file or directory: {path_text(name)}")
         return parent, claim
 
     def _new_place(self, parent: int | None, name: bytes | None) -> tuple[Inode | None, bytes | None]:
@@ -339,7 +340,7 @@ class _Group:
         parent = self._directory(parent)
         check_name(name)
         if self._view.find(parent, name) is not None:
-            raise OperationRefused(errno.EEXIST, f"there is already a {name!r}")
+            raise OperationRefused(errno.EEXIST, f"there is already a {path_text(name)}")
         _check_new_name(name)
         return Inode(parent), name
 
@@ -347,21 +348,21 @@ class _Group:
         if there is None:
             return ()
         if not may_replace:
-            raise OperationRefused(errno.EEXIST, f"there is already a {name!r}")
+            raise OperationRefused(errno.EEXIST, f"there is already a {path_text(name)}")
         if self._kind(there.inode) == Kind.DIR:
             if not is_dir:
-                raise OperationRefused(errno.EISDIR, f"a directory: {name!r}")
+                raise OperationRefused(errno.EISDIR, f"a directory: {path_text(name)}")
             if not self._view.is_empty(there.inode):
-                raise OperationRefused(errno.ENOTEMPTY, f"the directory is not empty: {name!r}")
+                raise OperationRefused(errno.ENOTEMPTY, f"the directory is not empty: {path_text(name)}")
             return (Replaced(Inode(there.inode), is_dir=True),)
         if is_dir:
-            raise OperationRefused(errno.ENOTDIR, f"not a directory: {name!r}")
+            raise OperationRefused(errno.ENOTDIR, f"not a directory: {path_text(name)}")
         return (Replaced(Inode(there.inode), is_dir=False),)
 
     def _check_not_beneath(self, directory: int, target: int, name: bytes) -> None:
         while target != ROOT_INODE:
             if target == directory:
-                raise OperationRefused(errno.EINVAL, f"a directory cannot be moved beneath itself: {name!r}")
+                raise OperationRefused(errno.EINVAL, f"a directory cannot be moved beneath itself: {path_text(name)}")
             places = self._view.names_of(target)
             if not places:
                 return
@@ -370,7 +371,9 @@ class _Group:
 
 def _check_new_name(name: bytes) -> None:
     if is_conflict_name(name):
-        raise OperationRefused(errno.EINVAL, f"names of this form tell conflicts and cannot be given: {name!r}")
+        raise OperationRefused(
+            errno.EINVAL, f"names of this form tell conflicts and cannot be given: {path_text(name)}"
+        )
 
 
 _PLANS: dict[type, Callable[[_Group, Any], _Planned]] = {

@@ -13,6 +13,7 @@ from typing import Any
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import NAME_BYTES_MAX, ROOT_INODE, STAMP_BITS, Inode, SiteId, Stamp
+from claudefs_repl.operations import path_text
 from nodes.store import digest
 from nodes.store.claims import VISIBLE
 from nodes.store.extents import data_runs
@@ -132,14 +133,15 @@ class View:
             OperationRefused: EINVAL, ENOENT or ENOTDIR; the message names the path.
         """
         if not path.startswith(b"/"):
-            raise OperationRefused(errno.EINVAL, f"not an absolute path: {_show(path)}")
+            raise OperationRefused(errno.EINVAL, f"not an absolute path: {path_text(path)}")
         found = self.stat(ROOT_INODE)
         for name in filter(None, path.split(b"/")):
             if found.kind != "dir":
-                raise OperationRefused(errno.ENOTDIR, f"not a directory on the way to {_show(path)}: {found.name!r}")
+                way = f"{path_text(path)}: {path_text(found.name or b'/')}"
+                raise OperationRefused(errno.ENOTDIR, f"not a directory on the way to {way}")
             claim = self.find(found.inode, name)
             if claim is None:
-                raise OperationRefused(errno.ENOENT, f"no such file or directory: {_show(path)}")
+                raise OperationRefused(errno.ENOENT, f"no such file or directory: {path_text(path)}")
             found = replace(self.stat(claim.inode), parent=found.inode, name=name)
         return found
 
@@ -312,7 +314,3 @@ def _stat(row: Sequence[Any], parent: Inode | None, name: bytes | None) -> Stat:
         parent=parent,
         name=name,
     )
-
-
-def _show(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")

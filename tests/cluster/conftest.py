@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import trio
 
+from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import connect_site
-from nodes.commands.common import path_text
 from nodes.commands.compare import compare_trees
 from nodes.commands.get import get_tree
 from nodes.commands.lab import ask_site, reserved_ports, wait_writable
