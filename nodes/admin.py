@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.admission import Admission, address_key
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
-from claudefs_repl.error import CallerError, PeerRefused
+from claudefs_repl.error import CallerError, PeerRefused, WorldError
 from claudefs_repl.failover import FailoverManager, SiteFailoverState, SiteMode
 from claudefs_repl.topology import ClusterConfig, RateLimitConfig, SiteConfig
 from nodes.config import load_cluster
@@ -30,7 +30,12 @@ MODE_FILE = "mode.json"
 async def read_pinned_mode(storage: Storage) -> SiteMode | None:
     """The mode that an operator pinned before the last stop, None if none is."""
     content = await storage.read_file(MODE_FILE)
-    return None if content is None else SiteMode(json.loads(content)["pinned"])
+    if content is None:
+        return None
+    try:
+        return SiteMode(json.loads(content)["pinned"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorldError(f"{MODE_FILE} cannot be read ({error!r}); remove it to start without a pinned mode") from error
 
 
 @dataclass(frozen=True, slots=True)
