@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 import trio
@@ -71,7 +72,10 @@ class Dialing:
     live: LiveLinks = field(default_factory=LiveLinks)
 
     async def dial(self, peer: SiteConfig, role: Role) -> Link:
-        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit` and `key_retired`."""
+        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit`, `out_of_reach`, `key_retired`."""
+        if _is_loopback(self.local_address) and not _is_loopback(peer.address):
+            detail = f"this site's address {self.local_address} reaches no other machine: give it one that does"
+            raise PeerRefused("out_of_reach", detail)
         result = self.limiter.check_auth_attempt(peer.site_id, monotonic_us())
         if isinstance(result, Blocked):
             raise PeerRefused("own_limit", "this site dials no more often", wait_ms=OWN_LOCK_S * 1000)
@@ -95,3 +99,11 @@ class Dialing:
             raise PeerRefused("key_retired", "the key was retired while this site dialled")
         self.live.add(link)
         return link
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address is this machine's alone; a host's name is taken for one that others reach."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
