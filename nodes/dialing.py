@@ -72,7 +72,12 @@ class Dialing:
     live: LiveLinks = field(default_factory=LiveLinks)
 
     async def dial(self, peer: SiteConfig, role: Role) -> Link:
-        """Connect to a peer in a role; errors as `nodes.link.dial`, and PeerRefused `own_limit`, `out_of_reach`, `key_retired`."""
+        """Connect to a peer in a role.
+
+        Raises:
+            PeerRefused: as `nodes.link.dial`, and `own_limit`, `out_of_reach`, `key_retired`.
+            OSError, trio.TooSlowError, ProtocolViolation: as `nodes.link.dial`.
+        """
         if _is_loopback(self.local_address) and not _is_loopback(peer.address):
             detail = f"this site's address {self.local_address} reaches no other machine: give it one that does"
             raise PeerRefused("out_of_reach", detail)
