@@ -46,19 +46,21 @@ async def run_health_prober(
     dialing: Dialing,
     record: PeerRecord,
     interval_s: float,
+    probes_until_offline: int,
     view: Callable[[], SelfView],
     wall_clock: WallClock,
     reports: trio.MemorySendChannel[HealthReport],
 ) -> None:
     """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back.
 
-    Connections that were taken and came to nothing are tried less and less often: they count against the peer's limit of
-    attempts, which the conduit and questions need too. A refusal that says how long to stay away is heeded. A peer that
+    Every failure that can make the peer Offline is a real probe. After `probes_until_offline` of them, connections that
+    are taken and come to nothing are tried less and less often, so that a peer that stands still does not wake up to a
+    long queue of them. A refusal that says how long to stay away is heeded. A peer that
     dials us is tried at once. A failure is reported each interval all the same.
     """
     link: Link | None = None
     ping_id = 0
-    pause_s, failed_s, dial_at_s = interval_s, 0.0, 0.0
+    pause_s, failed_s, dial_at_s, failures = interval_s, 0.0, 0.0, 0
     report = HealthReport(record.site.site_id, False, "")
     try:
         while True:
@@ -73,14 +75,15 @@ async def run_health_prober(
                     if link is None:
                         link = await dialing.dial(record.site, Role.PROBE)
                     await _probe(link, record, ping_id, view(), wall_clock)
-                pause_s = interval_s
+                pause_s, failures = interval_s, 0
                 report = HealthReport(record.site.site_id, is_healthy(record.mode_told), record.mode_told or "")
             except (PeerRefused, *LINK_ERRORS) as error:
                 if link is not None:
                     await dialing.live.close(link)
                     link = None
                 failed_s = trio.current_time()
-                if not isinstance(error, OSError):
+                failures += 1
+                if failures > probes_until_offline and not isinstance(error, OSError):
                     dial_at_s = started_s + pause_s
                     pause_s = min(2 * pause_s, DIAL_PAUSE_MAX_S)
                 if isinstance(error, PeerRefused):

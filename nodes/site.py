@@ -401,6 +401,7 @@ class _Site:
             dialing=running.dialing,
             record=record,
             interval_s=interval_s,
+            probes_until_offline=2 * self._cluster.failover.failure_threshold,
             view=lambda: self._view(running.recovered),
             wall_clock=self._wall_clock,
             reports=reports,

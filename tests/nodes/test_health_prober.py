@@ -19,6 +19,7 @@ from nodes.runtime import SystemClock
 from protocol.messages import Pong
 
 INTERVAL_S = 0.2
+UNTIL_OFFLINE = 6
 
 
 class PlayedLink:
@@ -83,6 +84,7 @@ async def probe(nursery):
                 dialing=played,
                 record=played.record,
                 interval_s=INTERVAL_S,
+                probes_until_offline=UNTIL_OFFLINE,
                 view=lambda: SelfView("ActiveReadWrite", {}, {}, {}),
                 wall_clock=SystemClock(),
                 reports=reports,
@@ -118,6 +120,8 @@ async def test_a_peer_that_takes_connections_and_does_not_answer_is_tried_less_a
     await trio.sleep(60)
     pauses = [later - earlier for earlier, later in pairwise(played.dials_s)]
     assert all(later >= earlier - INTERVAL_S for earlier, later in pairwise(pauses))
+    # Each of the failures that take a peer to Offline is a real probe.
+    assert pauses[:UNTIL_OFFLINE] == pytest.approx([INTERVAL_S] * UNTIL_OFFLINE)
     assert max(pauses) <= DIAL_PAUSE_MAX_S + INTERVAL_S
     assert len(played.reports) >= 60 / INTERVAL_S - 1
     assert not any(healthy for _, healthy in played.reports)

@@ -576,6 +576,31 @@ async def test_one_byte_at_a_time_does_not_stretch_the_handshake(site):
     assert trio.current_time() - began_s < 10 * QUICK.handshake_timeout_s
 
 
+async def test_a_frame_that_is_sent_back_to_its_sender_is_refused(site):
+    """Direction is in the key: what the site has sealed itself opens nothing."""
+    link = await site.dial()
+    own_words = await link._stream.receive_some(65536)
+    await link._stream.send_all(own_words)
+    assert await closed(link)
+    assert "bad_mac" in site.codes()
+    assert site.received() == (0, 0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+async def test_a_stream_that_ends_inside_a_batch_leaves_nothing(site, share):
+    """What came of a frame before its end is dropped with the connection, and the next one begins anew."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    frame = b"".join(link.session.sealer.seal(encode_message(batch(link))))
+    await link._stream.send_all(frame[: int(len(frame) * share)])
+    await link.aclose()
+    again = await site.dial()
+    assert JOURNAL not in (await again.expect(Welcome)).received
+    await again.send(batch(again))
+    assert (await again.expect(Ack)).received[JOURNAL] == (3, 0)
+    await again.aclose()
+
+
 async def test_silence_on_a_conduit_ends_it(site):
     """A conduit on which nothing comes is closed after the idle time."""
     link = await site.dial()
