@@ -21,10 +21,10 @@ from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
-from claudefs_repl.error import ConfigInvalid, DiskFull, NotWritable, ReplError
+from claudefs_repl.error import ConfigInvalid, DiskFull, ReplError
 from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState, clock_in_bounds
-from claudefs_repl.journal import Inode, SiteId
+from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
@@ -42,21 +42,18 @@ from nodes.link import Link
 from nodes.listener import Listener
 from nodes.peers import PeerRecord
 from nodes.queries import PeerQueries, serve_queries
+from nodes.reclaimer import run_reclaimer
 from nodes.recovery import Recovered, read_identity, recover
 from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
 from nodes.seams import Entropy, WallClock
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
-from nodes.store.local import GiveUp, LocalRequest
 from nodes.write_gate import WriteGate
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing
 
 REPORTS_MAX = 256
 """Health reports under way: a few for each peer."""
-RECLAIM_AT_ONCE = 256
-"""Files given up with one request: a small part of a group commit."""
-RECLAIM_RETRY_S = 0.5
 STOPPING = "stopping"
 
 
@@ -372,7 +369,15 @@ class _Site:
                 logger=self._logger,
             )
         )
-        nursery.start_soon(self._reclaim, running)
+        nursery.start_soon(
+            lambda: run_reclaimer(
+                origin=self._site.site_id,
+                store=recovered.store,
+                writes=running.writes,
+                gate=self._gate,
+                logger=self._logger,
+            )
+        )
         for record in self._peers.values():
             nursery.start_soon(self._run_sender(record, running))
             nursery.start_soon(self._run_prober(record, running, interval_s, reports.clone()))
@@ -468,28 +473,6 @@ class _Site:
         # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
         held = (cursor_of(record.received, own.journal, own.shard_count) for record in self._peers.values())
         return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
-
-    async def _reclaim(self, running: _Running) -> None:
-        """Give up the files that interrupted clients of an earlier process left without a name."""
-        origin = self._site.site_id
-        leftover = await running.recovered.store.read(lambda view: view.nameless(origin))
-        count = len(leftover)
-        while leftover:
-            if self._gate.mode.is_writable:
-                waiting = WriteRequest(LocalRequest([GiveUp(Inode(inode)) for inode in leftover[:RECLAIM_AT_ONCE]]))
-                try:
-                    await running.writes.send(waiting)
-                    await waiting.result()
-                except NotWritable:
-                    pass  # a full disk, for now
-                except trio.ClosedResourceError:
-                    return  # the site stops: the next start finds them
-                else:
-                    del leftover[:RECLAIM_AT_ONCE]
-                    continue
-            await trio.sleep(RECLAIM_RETRY_S)
-        if count:
-            self._logger.info("reclaimed", files=count)
 
     async def _drain(self, recovered: Recovered) -> None:
         """Let connected conduits deliver what they have, until the deadline."""
