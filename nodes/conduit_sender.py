@@ -58,6 +58,9 @@ async def run_conduit_sender(
         except PeerRefused as refusal:
             outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
             retry_s = refusal.wait_ms / 1000
+        except ProtocolViolation as violation:
+            # What answered is not the peer that we know: another key behind its id, or another program.
+            outage.note(ConduitState.REFUSED, "conduit_refused", violation.detail, code=violation.code)
         except LINK_ERRORS as error:
             outage.note(ConduitState.BACKOFF, "conduit_unreachable", describe_failure(error))
         else:

@@ -158,7 +158,7 @@ async def test_a_peer_with_another_key_is_refused_on_both_sides(make_lab: Any) -
             return link["conduit"] != "connected" and bool(link["reason"])
 
         await lab.until(told, f"{name} tells why its conduit is down")
-    await assert_nothing_arrives(lab)
+    await assert_refused_both_ways(lab, {"bad_proof"})
 
 
 async def assert_refused_both_ways(lab: Any, codes: set[str]) -> None:
