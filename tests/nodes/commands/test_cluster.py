@@ -64,9 +64,10 @@ def running(shared: ClusterConfig) -> ClusterConfig:
 
 
 @pytest.fixture
-def stopped(shared: ClusterConfig) -> ClusterConfig:
-    run(shared.path, "down")
-    return shared
+def stopped(running: ClusterConfig) -> ClusterConfig:
+    """Both sites have run and have data, whichever test comes first, and are down."""
+    run(running.path, "down")
+    return running
 
 
 def test_init_makes_a_cluster_that_is_ready(tmp_path: Path) -> None:
