@@ -31,8 +31,31 @@ DURABLE_EVERY_TICKS = 5
 """How often the store's own log is synced: a power loss costs as much applying again, nothing else."""
 RESERVE_FILE = "reserve"
 PROBE_FILE = "reserve.probe"
+START_ROOM_BYTES = 512 * 1024
+"""What a start writes before anything can be trimmed: the store's shared index and the first pages of its WAL, log lines."""
 STALLED_S = 10.0
 """A connected link that has lag and no ack for so long is an event of its own."""
+
+
+async def make_room_to_start(storage: Storage, gate: WriteGate, logger: FilteringBoundLogger) -> None:
+    """On a disk too full for a start, give the reserve up and close the gate; the housekeeper opens it."""
+    try:
+        await _probe_room(storage, START_ROOM_BYTES)
+    except DiskFull as full:
+        await storage.remove(RESERVE_FILE)
+        gate.close_for_disk(full, logger)
+
+
+async def _probe_room(storage: Storage, room_bytes: int) -> None:
+    """Return if so much can be allocated now.
+
+    Raises:
+        DiskFull: it cannot.
+    """
+    await storage.remove(PROBE_FILE)  # a crash may have left one
+    probe = await storage.create(PROBE_FILE, room_bytes)
+    await probe.close()
+    await storage.remove(PROBE_FILE)
 
 
 @dataclass(slots=True)
@@ -80,7 +103,8 @@ class Housekeeper:
     async def run(self) -> None:
         """Do the rounds for ever."""
         try:
-            await self._make_reserve()
+            if not self._gate.is_closed(DISK_FULL):
+                await self._make_reserve()
         except DiskFull as full:
             self._gate.close_for_disk(full, self._logger)
         tick = 0
@@ -190,11 +214,7 @@ class Housekeeper:
         await self._storage.remove(RESERVE_FILE)
         try:
             await self._trim()
-            room = self._config.reserve_bytes + self._config.segment_bytes
-            await self._storage.remove(PROBE_FILE)  # a crash may have left one
-            probe = await self._storage.create(PROBE_FILE, room)
-            await probe.close()
-            await self._storage.remove(PROBE_FILE)
+            await _probe_room(self._storage, self._config.reserve_bytes + self._config.segment_bytes)
             await self._make_reserve()
         except DiskFull:
             return

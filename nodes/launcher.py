@@ -32,6 +32,8 @@ SETTLE_GRACE_S = 5.0
 """Beyond the wait for a first peer and the checks that make a site writable, for the connections and the catching up."""
 POLL_S = 0.05
 LAST_LINES = 12
+LINE_ROOM_BYTES = 64 * 1024
+"""A disk with less may have taken nothing of what a site wrote: file systems give out whole blocks, up to this size."""
 
 Command = Callable[[ClusterConfig, str], Sequence[str]]
 
@@ -161,7 +163,20 @@ def describe_end(cluster: ClusterConfig, name: str, process: trio.Process) -> st
     code = process.returncode
     assert code is not None
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    return f"site {name} (pid {process.pid}) {how}\n{last_lines(cluster.site(name))}".rstrip()
+    site = cluster.site(name)
+    why = last_lines(site) or (_full_disk(site) if code else "")
+    return f"site {name} (pid {process.pid}) {how}\n{why}".rstrip()
+
+
+def _full_disk(site: SiteConfig) -> str:
+    """Why a site could not even leave a last line, if its disk has no room for one; empty if it has."""
+    disk = os.statvfs(site.data_dir)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes >= LINE_ROOM_BYTES:
+        return ""
+    return (
+        f"  no room left on the disk of {site.data_dir} ({free_bytes} bytes free); free some space and start it again"
+    )
 
 
 def last_lines(site: SiteConfig) -> str:

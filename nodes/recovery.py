@@ -10,7 +10,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of
-from claudefs_repl.error import ConfigInvalid, WalCorrupted, WorldError
+from claudefs_repl.error import ConfigInvalid, DiskFull, WalCorrupted, WorldError
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
@@ -61,6 +61,7 @@ async def recover(
         ConfigInvalid: the data directory is another site's, or of another cluster or format.
         WalCorrupted: a log is damaged where it was known to be durable, or shorter than what was told of it.
         WorldError: the view cannot be made from what is here.
+        DiskFull: there is no room to open what is here, or to make it anew.
     """
     own = await read_identity(cluster, site, storage)
     is_new = own is None
@@ -94,6 +95,11 @@ async def recover(
             else:
                 # Applied later; whether it can be is told now.
                 log.reader(cursor_of(store.applied, log.journal, log.shard_count))
+    except DiskFull as full:
+        if rebuild:
+            raise
+        # The journal writer brings the view up to its journal before it takes anything, and tries until it can.
+        gate.close_for_disk(full, logger)
     except GapInLog as gap:
         raise WorldError(
             f"site {site.name}: the view lacks entries that the logs no longer hold ({gap}); rebuild it from its newest "

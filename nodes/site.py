@@ -35,7 +35,7 @@ from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
 from nodes.failover_actor import run_failover_actor, run_own_health
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
-from nodes.housekeeper import Housekeeper
+from nodes.housekeeper import Housekeeper, make_room_to_start
 from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
 from nodes.key_files import load_keys
 from nodes.link import Link
@@ -173,6 +173,7 @@ class _Site:
         )
         async with trio.open_nursery() as signals:
             await signals.start(self._watch_signals, signals.cancel_scope)
+            await make_room_to_start(self._storage, self._gate, self._logger)
             recovered = await recover(
                 cluster=self._cluster,
                 site=self._site,
