@@ -119,14 +119,16 @@ class Applier:
             self.stats.conflicts += 1
             self._logger.warning(
                 "conflict_found",
-                kind="name",
-                name=conflict.name,
-                winner=f"{conflict.winner:x}",
-                loser=f"{conflict.loser:x}",
-                loser_site_id=conflict.loser_origin,
+                id=conflict.id,
+                kind=conflict.kind,
+                inode=f"{conflict.inode:x}",
+                what=conflict.name or conflict.detail,
+                loser_site_id=conflict.loser.origin,
+                winner_site_id=conflict.winner.origin,
+                rule=conflict.rule,
             )
             if self._on_conflict is not None:
-                await self._on_conflict(SiteId(conflict.loser_origin), Inode(conflict.loser))
+                await self._on_conflict(conflict.loser.origin, Inode(conflict.inode))
         for letter in report.dead_letters:
             self.stats.dead_letters += 1
             self._logger.error(

@@ -66,7 +66,7 @@ EVENTS: Mapping[str, EventKind] = {
     "mode_changed": EventKind("info", "this site's own mode changed", "kind mode reason"),
     "peer_mode_changed": EventKind("info", "this site's opinion of a peer changed", "peer kind mode reason"),
     "conflict_found": EventKind(
-        "warning", "concurrent claims to one name; the loser appears beside it", "kind name winner loser loser_site_id"
+        "warning", "a change lost to a concurrent one", "id kind inode what loser_site_id winner_site_id rule"
     ),
     "dead_letter": EventKind("error", "an entry cannot be decoded; it is kept aside", "journal shard seq reason"),
     "client_refused": EventKind("warning", "a client's connection was closed", "reason"),

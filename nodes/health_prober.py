@@ -11,6 +11,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import SiteId
+from claudefs_repl.stability import Word
 from nodes.dialing import Dialing
 from nodes.link import LINK_ERRORS, Link, describe_failure
 from nodes.peers import PeerRecord
@@ -120,6 +121,7 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     if record.first_tails is None:
         record.first_tails = pong.tails
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
+    record.word = Word(pong.applied, pong.tails)
     record.note_cursors(received=pong.received, applied=pong.applied)
 
 

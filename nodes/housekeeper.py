@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -14,6 +14,7 @@ from claudefs_repl.error import DiskFull
 from claudefs_repl.fanout import retention_floor
 from claudefs_repl.health import LagSample
 from claudefs_repl.journal import SiteId
+from claudefs_repl.stability import StableFrontier
 from claudefs_repl.topology import JournalConfig
 from nodes.entry_log import EntryLog
 from nodes.evidence import Evidence, write_evidence
@@ -31,6 +32,8 @@ DURABLE_EVERY_TICKS = 5
 """How often the store's own log is synced: a power loss costs as much applying again, nothing else."""
 RESERVE_FILE = "reserve"
 PROBE_FILE = "reserve.probe"
+FORGET_S = 0.1
+"""A tenth of each round at most goes to forgetting, so that it never holds writers up for long."""
 START_ROOM_BYTES = 512 * 1024
 """What a start writes before anything can be trimmed: the store's shared index and the first pages of its WAL, log lines."""
 STALLED_S = 10.0
@@ -65,6 +68,7 @@ class HousekeeperStats:
     snapshots: int = 0
     trimmed_bytes: int = 0
     snapshot_applied: Cursors | None = None
+    stable: Cursors = field(default_factory=dict)
 
 
 class Housekeeper:
@@ -98,6 +102,8 @@ class Housekeeper:
         self._bytes_at_snapshot = 0 if snapshot is None else self._applied_bytes(snapshot.applied)
         self._stalled: set[SiteId] = set()
         self._written = Evidence()
+        self._frontier = StableFrontier(peers)
+        self._is_swept = True
         self.stats = HousekeeperStats(snapshot_applied=None if snapshot is None else snapshot.applied)
 
     async def run(self) -> None:
@@ -124,6 +130,7 @@ class Housekeeper:
                 if applied_bytes - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
                     await self._take_snapshot()
                 await self._trim()
+                await self._forget()
             except DiskFull as full:
                 self._gate.close_for_disk(full, self._logger)
 
@@ -170,6 +177,21 @@ class Housekeeper:
         self._logger.info(
             "snapshot_taken", name=self._snapshot.name, duration_ms=round((trio.current_time() - started_s) * 1000)
         )
+
+    async def _forget(self) -> None:
+        """Let go what was kept only to judge concurrent entries, a part of a sweep in each round."""
+        for site_id, record in self._peers.items():
+            if record.word is not None:
+                self._frontier.hear(site_id, record.word)
+        cut_off = [site_id for site_id, record in self._peers.items() if record.cut_off]
+        stable = self._frontier.advance(self._store.applied, cut_off=cut_off)
+        if stable == self.stats.stable and self._is_swept:
+            return
+        self.stats.stable = stable
+        until_s = trio.current_time() + FORGET_S
+        self._is_swept = False
+        while not self._is_swept and trio.current_time() < until_s:
+            self._is_swept = await self._store.forget(stable)
 
     async def _trim(self) -> None:
         if self._snapshot is None:

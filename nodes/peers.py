@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.conduit import SendProgress
 from claudefs_repl.health import ConduitState, LagHistory
+from claudefs_repl.stability import Word
 from claudefs_repl.topology import SiteConfig
 from nodes.wakeup import Wakeup
 
@@ -26,7 +27,7 @@ class PeerRecord:
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
             whose disk was wiped says less than before, and that is the truth.
-        mode_told, pong_at_s, rtt_ms, clock_offset_us: by the health prober, from pongs.
+        mode_told, pong_at_s, rtt_ms, clock_offset_us, word: by the health prober, from pongs.
         lag, cut_off: by the housekeeper.
     """
 
@@ -51,6 +52,7 @@ class PeerRecord:
     pong_at_s: float | None = None
     rtt_ms: float | None = None
     clock_offset_us: int | None = None
+    word: Word | None = None
     lag: LagHistory = field(default_factory=LagHistory)
     cut_off: bool = False
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sqlite3
 
 from claudefs_repl.operations import SetAttr
+from nodes.store.causality import Cause
 from nodes.store.claims import refresh_holders
+from nodes.store.conflicts import Facet, Target
 from nodes.store.extents import drop_runs
+from nodes.store.judge import Judge, Memory
 from nodes.store.schema import Kind
 
 _MAKE = (
@@ -27,6 +30,7 @@ UPDATE inode SET
     mtime_stamp = CASE WHEN ?5 IS NOT NULL AND mtime_stamp < ?6 THEN ?6 ELSE mtime_stamp END
 WHERE inode = ?1
 """
+_FIELDS = "SELECT made, mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
 _TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND mtime_stamp < ?3"
 _SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
 _SET_XATTR = (
@@ -52,7 +56,7 @@ def make_object(
     if made.rowcount == 1:
         return
     connection.execute(_MAKE_KNOWN, (inode, kind, target, stamp, is_named))
-    set_attributes(connection, inode, stamp, fields)
+    _set_attributes(connection, inode, stamp, fields)
     refresh_holders(connection, inode)
 
 
@@ -61,12 +65,34 @@ def make_known(connection: sqlite3.Connection, inode: int) -> None:
     connection.execute(_MEET, (inode,))
 
 
-def set_attributes(connection: sqlite3.Connection, inode: int, stamp: bytes, fields: SetAttr) -> None:
+def set_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
     """Change the attributes that are not None, where the change is the latest."""
+    if judge.is_judged(inode, cause):
+        _judge_attributes(judge, cause, inode, fields)
+    _set_attributes(judge.connection, inode, cause.packed, fields)
+
+
+def _set_attributes(connection: sqlite3.Connection, inode: int, stamp: bytes, fields: SetAttr) -> None:
     parameters = (inode, fields.mode, fields.uid, fields.gid, fields.mtime_ns, stamp)
     if not connection.execute(_SET, parameters).rowcount:
         make_known(connection, inode)
         connection.execute(_SET, parameters)
+
+
+def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
+    row = judge.connection.execute(_FIELDS, (inode,)).fetchone() or (b"",) * 7
+    made, there = row[0], {"mode": row[1:3], "uid": row[3:5], "gid": row[5:7]}
+    for name, (stamp, value) in there.items():
+        new = getattr(fields, name)
+        if new is not None:
+            # Whoever changes an object has seen its making.
+            known = None if stamp in (b"", made) else (stamp, value)
+            judge.set_value(Target(inode, Facet.FIELD, name.encode()), cause, new, known)
+    if fields.mtime_ns is not None:
+        # A write moves the time as well, and is no rival: so the table does not tell who set it.
+        target = Target(inode, Facet.FIELD, b"mtime_ns")
+        judge.set_value(target, cause, fields.mtime_ns, None)
+        judge.remember(target, Memory(cause.packed, inode, None, None, fields.mtime_ns))
 
 
 def set_mtime(connection: sqlite3.Connection, inode: int, stamp: bytes, mtime_ns: int) -> None:
@@ -82,9 +108,12 @@ def set_length(connection: sqlite3.Connection, inode: int, stamp: bytes, length:
     connection.execute(_SET_LENGTH, (inode, length, stamp))
 
 
-def set_xattr(connection: sqlite3.Connection, inode: int, stamp: bytes, name: bytes, value: bytes | None) -> None:
+def set_xattr(judge: Judge, cause: Cause, inode: int, name: bytes, value: bytes | None) -> None:
     """An extended attribute gets a value, or none."""
-    connection.execute(_SET_XATTR, (inode, name, stamp, value))
+    if judge.is_judged(inode, cause):
+        there = judge.connection.execute("SELECT stamp, value FROM xattr WHERE inode = ? AND name = ?", (inode, name))
+        judge.set_value(Target(inode, Facet.XATTR, name), cause, value, there.fetchone())
+    judge.connection.execute(_SET_XATTR, (inode, name, cause.packed, value))
 
 
 def note_named(connection: sqlite3.Connection, inode: int) -> None:

@@ -12,8 +12,10 @@ import sqlite3
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from claudefs_repl.block import ROW_HEAD_BYTES, Block
+from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import (
     ROOT_INODE,
     STAMP_BITS,
@@ -46,9 +48,13 @@ from nodes.store.attributes import (
     set_mtime,
     set_xattr,
 )
+from nodes.store.causality import Causality, Cause
+from nodes.store.conflict_view import Conflict, read_conflicts
 from nodes.store.extents import truncate_run, write_run
-from nodes.store.links import Cause, Removals, add_link, remove_link
+from nodes.store.judge import Judge, Watched
+from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
+from nodes.store.resolutions import fold_resolution, is_resolution
 from nodes.store.schema import Kind, pack_incarnation, read_applied, read_meta, write_applied, write_meta
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
@@ -56,9 +62,6 @@ TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
 _ROW_HEAD = struct.Struct("<QQ")
-_UNTOLD = "SELECT parent, name FROM contested WHERE is_told = 0 ORDER BY parent, name"
-_TOLD = "UPDATE contested SET is_told = 1 WHERE parent = ? AND name = ?"
-_CLAIMANTS = "SELECT inode, max(stamp) FROM link WHERE parent = ? AND name = ? GROUP BY inode ORDER BY max(stamp) DESC"
 _DEAD_LETTER = "INSERT INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -72,22 +75,6 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class NameConflict:
-    """Several objects claim one name since this fold: the latest claim shows it, the others appear beside it.
-
-    Attributes:
-        winner: the object that shows the name.
-        loser: one that does not.
-        loser_origin: the site that made the losing claim.
-    """
-
-    name: bytes
-    winner: int
-    loser: int
-    loser_origin: int
-
-
-@dataclass(frozen=True, slots=True)
 class FoldReport:
     """What `Fold.fold_blocks` did.
 
@@ -95,13 +82,13 @@ class FoldReport:
         entries: how many entries took effect or were put aside; duplicates are not counted.
         dead_letters: those put aside.
         last_timestamp_us: the greatest stamp among those that took effect, 0 if none did.
-        conflicts: names that became contested.
+        conflicts: those that these entries brought.
     """
 
     entries: int
     dead_letters: list[DeadLetter]
     last_timestamp_us: int
-    conflicts: list[NameConflict]
+    conflicts: list[Conflict]
 
 
 class Fold:
@@ -112,13 +99,30 @@ class Fold:
         timestamp_us: the greatest stamp applied, likewise.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, *, stable: Cursors | None = None, watched: Watched | None = None
+    ) -> None:
+        """Read where the store is.
+
+        Args:
+            stable: what is causally stable; nothing is kept to judge others by it.
+            watched: what the store watches, if the caller has it.
+        """
         self.connection = connection
         self.shard_count = read_meta(connection, "shard_count")
         self.timestamp_us = read_meta(connection, "timestamp_us")
         self.applied = read_applied(connection)
+        self.causality = Causality(connection, stable or {})
+        self.judge = Judge(
+            connection,
+            self.causality,
+            Watched(connection) if watched is None else watched,
+            applied=self.applied,
+            shard_count=self.shard_count,
+        )
         self._changed: set[JournalId] = set()
-        self._mtimes: dict[int, tuple[bytes, int]] = {}
+        self._mtimes: dict[int, Cause] = {}
+        self._modified: dict[tuple[int, bytes], Cause] = {}
 
     def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         """Fold entries in that were journaled elsewhere, or here in an earlier life; duplicates have no effect."""
@@ -135,7 +139,7 @@ class Fold:
         self.advance(journal, tuple(cursors))
         self.timestamp_us = max(self.timestamp_us, last_us)
         self.flush()
-        return FoldReport(entries, dead_letters, last_us, self.new_conflicts())
+        return FoldReport(entries, dead_letters, last_us, self.found_conflicts())
 
     def cursors_of(self, journal: JournalId) -> tuple[int, ...]:
         """How far a journal is applied."""
@@ -154,21 +158,20 @@ class Fold:
         write_meta(self.connection, "timestamp_us", self.timestamp_us)
 
     def flush(self) -> None:
-        """Write the times that a run of writes left behind: one change for each file instead of one for each write."""
-        for inode, (stamp, mtime_ns) in self._mtimes.items():
-            set_mtime(self.connection, inode, stamp, mtime_ns)
+        """Write what runs of changes left behind: one row for each file instead of one for each write."""
+        for inode, cause in self._mtimes.items():
+            set_mtime(self.connection, inode, cause.packed, cause.stamp.timestamp_us * 1000)
         self._mtimes.clear()
+        for (inode, _), cause in self._modified.items():
+            if self.judge.is_judged(inode, cause):
+                self.judge.modify(inode, cause)
+        self._modified.clear()
 
-    def new_conflicts(self) -> list[NameConflict]:
-        """The names that became contested since this was last asked, in the order of their directories."""
-        conflicts: list[NameConflict] = []
-        for parent, name in self.connection.execute(_UNTOLD).fetchall():
-            (winner, _), *losers = self.connection.execute(_CLAIMANTS, (parent, name)).fetchall()
-            for loser, packed in losers:
-                if loser != winner:
-                    conflicts.append(NameConflict(name, winner, loser, Stamp.unpack(packed).origin))
-            self.connection.execute(_TOLD, (parent, name))
-        return conflicts
+    def found_conflicts(self) -> list[Conflict]:
+        """The conflicts that came since this was last asked and are there still."""
+        found = read_conflicts(self.connection, list(self.judge.conflicts.found))
+        self.judge.conflicts.found.clear()
+        return found
 
     def _fold_block(self, journal: JournalId, block: Block, done: int, dead_letters: list[DeadLetter]) -> int:
         """Fold the entries of a block beyond a seq.
@@ -179,6 +182,8 @@ class Fold:
         (origin, incarnation), shard, last_us = journal, block.shard, 0
         body, at = block.body, 0
         seen_table = block.seen_table
+        names = [self.causality.name_of(seen) for seen in seen_table]
+        self._note_runs(journal, block, done, seen_table)
         columns = zip(block.timestamps, block.ops, block.lengths, block.crcs, block.seen_indexes, strict=True)
         for seq, (timestamp_us, op, length, crc32, seen) in enumerate(columns, block.first_seq):
             body_at = at + ROW_HEAD_BYTES
@@ -199,36 +204,55 @@ class Fold:
                 dead_letters.append(DeadLetter(shard, seq, str(error)))
                 continue
             last_us = max(last_us, timestamp_us)
-            self.apply(Cause(stamp, stamp.pack(), seen_table[seen], is_local=False), inode, operation)
+            self.apply(Cause(stamp, stamp.pack(), seen_table[seen], names[seen], is_local=False), inode, operation)
         return last_us
+
+    def _note_runs(self, journal: JournalId, block: Block, done: int, seen_table: Sequence[bytes]) -> None:
+        first = max(block.first_seq, done + 1)
+        for index, run in groupby(block.seen_indexes[first - block.first_seq :].tobytes()):
+            count = len(list(run))
+            self.causality.note(
+                journal, block.shard, first_seq=first, last_seq=first + count - 1, seen=seen_table[index]
+            )
+            first += count
 
     def apply(self, cause: Cause, inode: int, operation: Operation) -> None:
         """Give one operation its effect; `check_entry` has passed it."""
-        connection, stamp = self.connection, cause.packed
+        judge = self.judge
         match operation:
             case Write():
-                write_run(connection, inode, operation.offset, operation.data, stamp)
+                write_run(judge, cause, inode, operation.offset, operation.data)
                 held = self._mtimes.get(inode)
-                if held is None or held[0] < stamp:
-                    self._mtimes[inode] = stamp, cause.stamp.timestamp_us * 1000
+                if held is None or held.packed < cause.packed:
+                    self._mtimes[inode] = cause
+                self._modified[inode, cause.run] = cause
             case Truncate():
-                set_length(connection, inode, stamp, operation.length)
-                truncate_run(connection, inode, operation.length, stamp)
+                set_length(self.connection, inode, cause.packed, operation.length)
+                truncate_run(judge, cause, inode, operation.length)
+                self._modified[inode, cause.run] = cause
             case SetAttr():
-                set_attributes(connection, inode, stamp, operation)
+                set_attributes(judge, cause, inode, operation)
+                self._modified[inode, cause.run] = cause
             case SetXattr():
-                set_xattr(connection, inode, stamp, operation.name, operation.value)
+                self._apply_xattr(cause, inode, operation.name, operation.value)
             case RemoveXattr():
-                set_xattr(connection, inode, stamp, operation.name, None)
+                self._apply_xattr(cause, inode, operation.name, None)
             case Create() | MkDir() | Symlink():
                 self._apply_making(cause, inode, operation)
             case Link():
-                note_named(connection, inode)
-                add_link(connection, cause, operation.parent, operation.name, inode)
+                self._note_named(cause, inode)
+                add_link(judge, cause, operation.parent, operation.name, inode)
             case Unlink():
                 self._apply_unlink(cause, inode, operation)
             case Rename():
                 self._apply_rename(cause, inode, operation)
+
+    def _apply_xattr(self, cause: Cause, inode: int, name: bytes, value: bytes | None) -> None:
+        if is_resolution(name):
+            fold_resolution(self.connection, cause, name, value)
+            return
+        set_xattr(self.judge, cause, inode, name, value)
+        self._modified[inode, cause.run] = cause
 
     def _apply_making(self, cause: Cause, inode: int, operation: Create | MkDir | Symlink) -> None:
         connection, target = self.connection, None
@@ -244,34 +268,40 @@ class Fold:
         make_object(connection, inode, cause.packed, kind, fields, target=target, is_named=is_named)
         if operation.parent is not None and operation.name is not None:
             if kind is Kind.DIR:
-                fold_making(connection, inode, cause.packed, operation.parent, operation.name)
+                fold_making(self.judge, cause, inode, operation.parent, operation.name)
             else:
-                add_link(connection, cause, operation.parent, operation.name, inode)
+                add_link(self.judge, cause, operation.parent, operation.name, inode)
+
+    def _note_named(self, cause: Cause, inode: int) -> None:
+        if inode >> STAMP_BITS == cause.stamp.origin:
+            # Whoever finds the object by its name has seen what its maker did to it before.
+            row = self.connection.execute("SELECT named FROM inode WHERE inode = ?", (inode,)).fetchone()
+            if row is not None and not row[0]:
+                self._modified.pop((inode, cause.run), None)
+        note_named(self.connection, inode)
 
     def _apply_unlink(self, cause: Cause, inode: int, operation: Unlink) -> None:
         if operation.is_dir:
-            fold_removal(self.connection, inode, cause.packed)
+            fold_removal(self.judge, cause, inode)
         elif operation.parent is None or operation.name is None:
             give_up(self.connection, inode)
         else:
-            removals = Removals(self.shard_count, self.applied)
-            remove_link(self.connection, cause, removals, operation.parent, operation.name, inode)
+            remove_link(self.judge, cause, Removal(operation.parent, operation.name, inode))
 
     def _apply_rename(self, cause: Cause, inode: int, operation: Rename) -> None:
-        connection, removals = self.connection, Removals(self.shard_count, self.applied)
-        to_parent, to_name = operation.to_parent, operation.to_name
+        place = to_parent, to_name = operation.to_parent, operation.to_name
         if operation.is_dir:
-            fold_rename(connection, inode, cause.packed, to_parent, to_name)
+            fold_rename(self.judge, cause, inode, to_parent, to_name)
         else:
-            note_named(connection, inode)
+            self._note_named(cause, inode)
             if operation.from_parent is not None and operation.from_name is not None:
-                remove_link(connection, cause, removals, operation.from_parent, operation.from_name, inode)
-            add_link(connection, cause, to_parent, to_name, inode)
+                remove_link(self.judge, cause, Removal(operation.from_parent, operation.from_name, inode, to=place))
+            add_link(self.judge, cause, to_parent, to_name, inode)
         for replaced in operation.replaced:
             if replaced.is_dir:
-                fold_removal(connection, replaced.inode, cause.packed)
+                fold_removal(self.judge, cause, replaced.inode)
             elif replaced.inode != inode:
-                remove_link(connection, cause, removals, to_parent, to_name, replaced.inode)
+                remove_link(self.judge, cause, Removal(to_parent, to_name, replaced.inode, cover=True))
 
 
 def check_entry(stamp: Stamp, inode: int, operation: Operation, shard_count: int) -> None:

@@ -12,10 +12,15 @@ SQLite's integers are not, so they are blobs of 8 bytes, big endian.
 | extent    | run of a file's bytes, [low, high), none overlapping; `data` is NULL where a truncate left a hole     |
 | xattr     | extended attribute; `value` is NULL where it was removed                                             |
 | link      | claim to (parent, name): a live add of a file's link, or the place of a directory that is shown       |
-| contested | (parent, name) that claims of several objects compete for, and whether it was told; by triggers on `link` |
+| contested | (parent, name) that claims of several objects compete for; by triggers on `link`                      |
 | tomb      | removal of a link that has seen adds which have not arrived here                                     |
-| seen      | `seen` vector that a tomb needs, interned                                                            |
+| seen      | `seen` vector that something here refers to, interned                                                |
+| seen_run  | run of a journal's entries in one shard with one vector, of those that are not known to be stable     |
 | move      | move of a directory: its making, its renames, its removals (`parent` NULL), skipped or not            |
+| recent    | change of which the tables above keep no trace, while it can be concurrent with others (`judge`)      |
+| conflict  | change that lost to a concurrent one, with what brings it back (`conflicts`)                         |
+| piece     | run of bytes that lost                                                                               |
+| resolution | conflict that somebody settled                                                                      |
 | trash     | removed directory, with the place at which it shows while it holds something                         |
 | dead_letter | entry that could not be decoded                                                                    |
 """
@@ -35,6 +40,8 @@ APPLICATION_ID = 0x43465352
 """`CFSR`: tells the store from any other SQLite file."""
 PAGE_BYTES = 8192
 """Half the overflow pages of a 64 KiB run at SQLite's default of 4096, and small rows still share a page."""
+NOTHING_SEEN = 0
+"""The `seen` of what is never asked for what it has seen: the empty vector."""
 STATEMENTS_CACHED = 256
 """More than there are statements in this package: none is ever compiled twice."""
 
@@ -76,13 +83,12 @@ CREATE TABLE link(
 ) WITHOUT ROWID;
 CREATE INDEX link_inode ON link(inode);
 CREATE TABLE contested(
-    parent INTEGER NOT NULL, name BLOB NOT NULL, is_told INTEGER NOT NULL, PRIMARY KEY(parent, name)
+    parent INTEGER NOT NULL, name BLOB NOT NULL, PRIMARY KEY(parent, name)
 ) WITHOUT ROWID;
-CREATE INDEX contested_untold ON contested(parent, name) WHERE is_told = 0;
 CREATE TRIGGER link_added AFTER INSERT ON link
 WHEN EXISTS (SELECT 1 FROM link WHERE parent = NEW.parent AND name = NEW.name AND inode <> NEW.inode)
 BEGIN
-    INSERT OR IGNORE INTO contested VALUES (NEW.parent, NEW.name, 0);
+    INSERT OR IGNORE INTO contested VALUES (NEW.parent, NEW.name);
 END;
 CREATE TRIGGER link_removed AFTER DELETE ON link
 BEGIN
@@ -90,19 +96,42 @@ BEGIN
     AND (SELECT count(DISTINCT inode) FROM link WHERE parent = OLD.parent AND name = OLD.name) < 2;
 END;
 CREATE TABLE seen(id INTEGER PRIMARY KEY, vector BLOB NOT NULL UNIQUE);
+INSERT INTO seen VALUES ({NOTHING_SEEN}, zeroblob(4));
+CREATE TABLE seen_run(
+    origin INTEGER NOT NULL, incarnation BLOB NOT NULL, shard INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, seen INTEGER NOT NULL,
+    PRIMARY KEY(origin, incarnation, shard, first_seq)
+) WITHOUT ROWID;
 CREATE TABLE tomb(
     inode INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, stamp BLOB NOT NULL, seen INTEGER NOT NULL,
     PRIMARY KEY(inode, parent, name, stamp)
 ) WITHOUT ROWID;
 CREATE TABLE move(
     child INTEGER NOT NULL, stamp BLOB NOT NULL, parent INTEGER, name BLOB,
-    is_rename INTEGER NOT NULL, skipped INTEGER NOT NULL, PRIMARY KEY(child, stamp)
+    is_rename INTEGER NOT NULL, skipped INTEGER NOT NULL, seen INTEGER NOT NULL, PRIMARY KEY(child, stamp)
 ) WITHOUT ROWID;
-CREATE INDEX move_parent ON move(parent) WHERE parent IS NOT NULL;
+CREATE INDEX move_parent ON move(parent, name) WHERE parent IS NOT NULL;
 CREATE INDEX move_rename ON move(stamp) WHERE is_rename;
 CREATE TABLE trash(
     inode INTEGER PRIMARY KEY, parent INTEGER, name BLOB, stamp BLOB, is_shown INTEGER NOT NULL
 );
+CREATE TABLE recent(
+    object INTEGER NOT NULL, facet INTEGER NOT NULL, detail BLOB NOT NULL, stamp BLOB NOT NULL,
+    high INTEGER, inode INTEGER NOT NULL, parent INTEGER, name BLOB, value,
+    PRIMARY KEY(object, facet, detail, stamp)
+) WITHOUT ROWID;
+CREATE TABLE conflict(
+    id BLOB PRIMARY KEY, object INTEGER NOT NULL, facet INTEGER NOT NULL, detail BLOB NOT NULL, kind INTEGER NOT NULL,
+    loser BLOB NOT NULL, run BLOB NOT NULL, winner BLOB NOT NULL,
+    inode INTEGER NOT NULL, parent INTEGER, name BLOB, value, is_kept INTEGER NOT NULL DEFAULT 1
+) WITHOUT ROWID;
+CREATE INDEX conflict_object ON conflict(object, facet, detail);
+CREATE INDEX conflict_loser ON conflict(loser, id);
+CREATE TABLE piece(
+    conflict BLOB NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, winner BLOB NOT NULL, data BLOB,
+    PRIMARY KEY(conflict, low)
+) WITHOUT ROWID;
+CREATE TABLE resolution(conflict BLOB PRIMARY KEY, stamp BLOB NOT NULL, how INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead_letter(
     origin INTEGER NOT NULL, incarnation BLOB NOT NULL, shard INTEGER NOT NULL, seq INTEGER NOT NULL, op INTEGER NOT NULL,
     inode TEXT NOT NULL, timestamp_us TEXT NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import DiskFull, SyncFailed, WorldError
 from claudefs_repl.journal import JournalId
 from nodes.store.fold import Fold, FoldReport
+from nodes.store.forgetting import Forgetting, Forgotten
+from nodes.store.judge import Watched
 from nodes.store.local import LocalFold, LocalRequest, StampSource, WriteData
 from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
 from nodes.store.validate import fold_local
@@ -40,6 +43,8 @@ INLINE_OPS_MAX = 8
 INLINE_BYTES_MAX = 32 * 1024
 """A group of no more than this is folded and committed where it is asked for: that takes 0.1 to 0.4 ms, and so does
 handing it to a thread and waking up again. The sync, which waits for the disk, always has a thread."""
+FORGET_ROWS = 500
+"""Remembered changes that are looked at in one step: a few milliseconds, for which the writer waits."""
 BACKUP_PAGES = 512
 """One step of a snapshot, 4 MiB."""
 
@@ -52,12 +57,17 @@ class SqliteStore:
     Attributes:
         applied: the applied cursors as of the last commit.
         applied_timestamp_us: the greatest stamp applied, as of the last commit.
+        forgotten: what `forget` has done since the start.
     """
 
     def __init__(self, path: Path, writer: sqlite3.Connection, checkpointer: sqlite3.Connection) -> None:
         self.path = path
         self.applied: Cursors = read_applied(writer)
         self.applied_timestamp_us = read_meta(writer, "timestamp_us")
+        self.forgotten = Forgotten()
+        self._stable: Cursors = {}
+        self._watched = Watched(writer)
+        self._forgetting = Forgetting()
         self._writer = writer
         self._checkpointer = checkpointer
         self._idle_readers: list[sqlite3.Connection] = []
@@ -131,6 +141,32 @@ class SqliteStore:
             finally:
                 self._idle_readers.append(reader)
 
+    async def forget(self, stable: Cursors) -> bool:
+        """Take a step of forgetting what is causally stable; whether the sweep has come to its end.
+
+        Raises:
+            DiskFull: there was no room; nothing is changed.
+        """
+
+        def step() -> bool:
+            with _told_apart(self.path):
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    is_done = self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    self._roll_back()
+                    raise
+                if is_done:
+                    self._watched.reload(self._writer)
+                return is_done
+
+        async with self._writing:
+            self._stable = stable
+            is_done = await trio.to_thread.run_sync(step)
+        self.forgotten = replace(self._forgetting.total)
+        return is_done
+
     async def snapshot_to(self, path: Path) -> Cursors:
         """Copy the store as it is now into a file, synced; the writer goes on meanwhile.
 
@@ -151,7 +187,7 @@ class SqliteStore:
     def begin(self) -> Fold:
         """Open a transaction; for `StoreTransaction`, in its thread."""
         self._writer.execute("BEGIN IMMEDIATE")
-        return Fold(self._writer)
+        return Fold(self._writer, stable=self._stable, watched=self._watched)
 
     def _roll_back(self) -> None:
         # SQLite may have rolled back by itself, when the disk was full.

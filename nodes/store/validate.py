@@ -44,8 +44,8 @@ from claudefs_repl.operations import (
     check_name,
     path_text,
 )
+from nodes.store.causality import Cause
 from nodes.store.fold import Fold
-from nodes.store.links import Cause
 from nodes.store.local import (
     CreateFile,
     GiveUp,
@@ -112,7 +112,9 @@ class _Group:
         self._source = source
         self._view = View(fold.connection)
         self._seen = encode_cursors(fold.applied, source.shard_count)
+        self._run = fold.causality.name_of(self._seen)
         self._next_seqs = list(source.next_seqs)
+        fold.causality.begin_local(source.next_seqs)
         self._open = [_OpenBlock() for _ in range(source.shard_count)]
         self._made: list[int] = []
 
@@ -159,7 +161,7 @@ class _Group:
         shard = shard_of(inode, self._source.shard_count)
         seq = self._next_seqs[shard]
         stamp = Stamp(timestamp_us, journal.origin, journal.incarnation, shard, seq)
-        self._fold.apply(Cause(stamp, stamp.pack(), self._seen, is_local=True), inode, operation)
+        self._fold.apply(Cause(stamp, stamp.pack(), self._seen, self._run, is_local=True), inode, operation)
         crc32 = entry_crc32(seq, shard, journal.origin, timestamp_us, inode, code, payload)
         size = len(payload) + ROW_HEAD_BYTES
         if self._open[shard].body_bytes + size > BLOCK_TARGET_BYTES:
@@ -174,6 +176,10 @@ class _Group:
         if rows:
             first_seq = self._next_seqs[shard] - len(rows)
             self.blocks.append(Block.build(shard=shard, first_seq=first_seq, rows=rows, seen=self._seen))
+            last_seq = self._next_seqs[shard] - 1
+            self._fold.causality.note(
+                self._source.journal, shard, first_seq=first_seq, last_seq=last_seq, seen=self._seen
+            )
         self._open[shard] = _OpenBlock()
 
     # What follows finds out whether an operation fits, and changes nothing.

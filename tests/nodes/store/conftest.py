@@ -8,9 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.journal import JournalId
+from claudefs_repl.stability import StableFrontier, Word
 from nodes.store.fold import Fold, FoldReport
+from nodes.store.forgetting import Forgetting
+from nodes.store.judge import Watched
 from nodes.store.local import LocalOp, LocalRequest, OpResult, RequestOutcome, StampSource
 from nodes.store.schema import set_up
 from nodes.store.validate import fold_local
@@ -18,7 +22,7 @@ from nodes.store.view import View
 
 SHARDS = 2
 START_US = 1_700_000_000_000_000
-COMPARED = ("inode", "extent", "xattr", "link", "contested", "move", "trash", "dead_letter", "journal")
+COMPARED = ("inode", "extent", "xattr", "link", "contested", "trash", "dead_letter", "journal")
 """Every table that is a function of the entries folded; tombs and interned vectors depend on what is still on its way."""
 
 
@@ -33,11 +37,15 @@ class MemorySite:
         self.blocks: dict[int, list[Block]] = {shard: [] for shard in range(shard_count)}
         self.view = View(self.connection)
         self.wall_us = START_US
+        self.stable: Cursors = {}
+        self.watched = Watched(self.connection)
+        self._frontier: StableFrontier | None = None
+        self._forgetting = Forgetting()
         self._clock = HybridClock()
 
     def run(self, *requests: Sequence[LocalOp]) -> list[RequestOutcome]:
         self.connection.execute("BEGIN")
-        fold = Fold(self.connection)
+        fold = Fold(self.connection, stable=self.stable, watched=self.watched)
         self._clock.observe(fold.timestamp_us)
         next_seqs = tuple(seq + 1 for seq in fold.cursors_of(self.journal))
         source = StampSource(self.journal, self.shard_count, next_seqs, self._clock, self.wall_us)
@@ -56,7 +64,7 @@ class MemorySite:
 
     def take(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         self.connection.execute("BEGIN")
-        fold = Fold(self.connection)
+        fold = Fold(self.connection, stable=self.stable, watched=self.watched)
         report = fold.fold_blocks(journal, blocks)
         fold.save()
         self.connection.execute("COMMIT")
@@ -66,10 +74,27 @@ class MemorySite:
         for shard in range(self.shard_count):
             self.take(other.journal, other.blocks[shard])
 
+    def hear_and_forget(self, others: Sequence[MemorySite], *, heard: Sequence[bool]) -> None:
+        """Some of the others tell where they are, and what is stable by now is forgotten."""
+        if self._frontier is None:
+            self._frontier = StableFrontier([other.journal.origin for other in others])
+        for other, is_heard in zip(others, heard, strict=True):
+            if is_heard:
+                tails = tuple(blocks[-1].last_seq if blocks else 0 for blocks in other.blocks.values())
+                self._frontier.hear(other.journal.origin, Word(other.view.applied(), {other.journal: tails}))
+        applied = self.view.applied()
+        self.stable = self._frontier.advance(applied)
+        self.connection.execute("BEGIN")
+        while not self._forgetting.step(self.connection, self.stable, applied, rows_max=7):
+            pass
+        self.connection.execute("COMMIT")
+        self.watched.reload(self.connection)
+
     def dump(self) -> dict[str, list[tuple]]:
-        return {
-            table: sorted(self.connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in COMPARED
-        }
+        queries = {table: f"SELECT * FROM {table}" for table in COMPARED}
+        # Which number a vector has is each store's own affair.
+        queries["move"] = "SELECT child, stamp, parent, name, is_rename, skipped FROM move"
+        return {table: sorted(self.connection.execute(query).fetchall(), key=repr) for table, query in queries.items()}
 
     def listing(self, directory: int = 1) -> dict[bytes, int]:
         entries, more = self.view.list_dir(directory, after=None, limit=1000)

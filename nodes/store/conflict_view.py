@@ -1,0 +1,142 @@
+"""Reading the conflict list: what is shown of a conflict, and the content that lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from claudefs_repl.journal import Stamp
+from nodes.store.conflicts import ConflictKind, Facet
+from nodes.store.resolutions import How
+
+RULES = {
+    ConflictKind.CONTENT: "the later write has the bytes",
+    ConflictKind.ATTRIBUTE: "the later setting has the attribute",
+    ConflictKind.XATTR: "the later setting has the attribute",
+    ConflictKind.NAME: "the later claim shows the name, the other appears beside it",
+    ConflictKind.MOVE: "the later rename has a directory; a file keeps both names",
+    ConflictKind.MOVE_DELETE: "the later of rename and removal counts for a directory; a file keeps the new name",
+    ConflictKind.DELETE_MODIFY: "the name is gone, the changed content is kept",
+    ConflictKind.RMDIR_CREATE: "the directory stays, because something was put into it",
+    ConflictKind.CYCLE: "the move would have put a directory beneath itself",
+}
+"""Why the winner won, in words."""
+_COLUMNS = (
+    "c.id, c.object, c.facet, c.detail, c.kind, c.loser, c.winner, c.inode, c.parent, c.name, c.value, "
+    "(SELECT r.how FROM resolution r WHERE r.conflict = c.id)"
+)
+# A modification has lost to a removal only while the object has no name.
+_SHOWN = f"""
+(c.kind <> {ConflictKind.DELETE_MODIFY} OR NOT EXISTS (SELECT 1 FROM link l WHERE l.inode = c.inode))
+"""  # noqa: S608 -- joined from constants only
+_ONE = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ? AND {_SHOWN}"  # noqa: S608 -- joined from constants only
+_PAGE = f"""
+SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND {_SHOWN} ORDER BY c.loser, c.id LIMIT ?
+"""  # noqa: S608 -- joined from constants only
+_COUNTS = f"""
+SELECT c.kind, count(*) FROM conflict c
+WHERE {_SHOWN} AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) GROUP BY c.kind ORDER BY c.kind
+"""  # noqa: S608 -- joined from constants only
+_PIECES = "SELECT low, high, winner, data IS NOT NULL FROM piece WHERE conflict = ? ORDER BY low"
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A change that lost to a concurrent one.
+
+    Attributes:
+        id: 16 hex digits, equal at every site.
+        kind: a `ConflictKind`, in small letters.
+        object: what was changed; for a name or a removed directory, the directory.
+        detail: which field, attribute or name; empty where there is one only.
+        inode: the object that the losing entry acts on.
+        parent: the directory of the name that it is about, if it is about one.
+        name: that name.
+        value: the value that lost, of an attribute.
+        loser: the entry that lost.
+        winner: the latest entry that it lost to.
+        resolution: `accepted` or `restored`; None while it is open.
+    """
+
+    id: str
+    kind: str
+    object: int
+    detail: bytes
+    inode: int
+    parent: int | None
+    name: bytes | None
+    value: int | bytes | None
+    loser: Stamp
+    winner: Stamp
+    resolution: str | None
+
+    @property
+    def rule(self) -> str:
+        """Why the winner won, in words."""
+        return RULES[ConflictKind[self.kind.upper()]]
+
+
+@dataclass(frozen=True, slots=True)
+class LostRange:
+    """Bytes that lost, from one offset to before another; `is_hole` where a truncate had cut them off."""
+
+    low: int
+    high: int
+    winner: Stamp
+    is_hole: bool
+
+
+def read_conflicts(connection: sqlite3.Connection, numbers: Sequence[bytes]) -> list[Conflict]:
+    """Some conflicts by id; what is not there, or not shown, is left out."""
+    rows = (connection.execute(_ONE, (number,)).fetchone() for number in numbers)
+    return [_conflict(row) for row in rows if row is not None]
+
+
+def page_conflicts(connection: sqlite3.Connection, after: tuple[bytes, bytes] | None, limit: int) -> list[Conflict]:
+    """Conflicts in the order of their losers' stamps, beyond (packed stamp, id)."""
+    return [_conflict(row) for row in connection.execute(_PAGE, (*(after or (b"", b"")), limit))]
+
+
+def count_open(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many conflicts of each kind nobody has settled yet."""
+    return {ConflictKind(kind).name.lower(): int(count) for kind, count in connection.execute(_COUNTS)}
+
+
+def lost_ranges(connection: sqlite3.Connection, number: bytes) -> list[LostRange]:
+    """The bytes of a content conflict that lost, in order, neighbours with one winner joined."""
+    ranges: list[LostRange] = []
+    for low, high, winner, has_data in connection.execute(_PIECES, (number,)):
+        lost = LostRange(low, high, Stamp.unpack(winner), not has_data)
+        last = ranges[-1] if ranges else None
+        if last is not None and (last.high, last.winner, last.is_hole) == (low, lost.winner, lost.is_hole):
+            ranges[-1] = LostRange(last.low, high, last.winner, last.is_hole)
+        else:
+            ranges.append(lost)
+    return ranges
+
+
+def lost_data(
+    connection: sqlite3.Connection, number: bytes, after: int, limit: int
+) -> list[tuple[int, bytes | None, int]]:
+    """Pieces of the content that lost, from an offset on: (offset, bytes or None for a hole, end)."""
+    query = "SELECT low, data, high FROM piece WHERE conflict = ? AND low >= ? ORDER BY low LIMIT ?"
+    return connection.execute(query, (number, after, limit)).fetchall()
+
+
+def _conflict(row: Sequence[Any]) -> Conflict:
+    number, object_, facet, detail, kind, loser, winner, inode, parent, name, value, how = row
+    return Conflict(
+        id=number.hex(),
+        kind=ConflictKind(kind).name.lower(),
+        object=object_,
+        detail=b"" if facet == Facet.LINK else detail,
+        inode=inode,
+        parent=parent,
+        name=name,
+        value=value,
+        loser=Stamp.unpack(loser),
+        winner=Stamp.unpack(winner),
+        resolution=None if how is None else How(how).name.lower(),
+    )

@@ -1,0 +1,319 @@
+"""Judging: whether an entry that is being folded and one that was folded before compete, and which of them loses.
+
+The tables of the tree hold the latest value of each target with its stamp. What a later entry overwrites or removes, and
+what arrives too late to show, is remembered in `recent` until it is causally stable: some entry that is still on its way
+may be concurrent with it. So whichever of two entries comes second meets the first, in the tree or in `recent`.
+
+Nothing is looked up for objects of which nothing is remembered, which are nearly all: `Judge.objects` holds the others.
+An object is known to its maker alone until it has a name, so what its maker does to it before is not judged at all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.journal import STAMP_BITS, Stamp
+from nodes.store.causality import Causality, Cause
+from nodes.store.conflicts import ConflictKind, ConflictList, Facet, Loser, Target, cut_data
+
+LOW = struct.Struct(">Q")
+_REMEMBER = "INSERT OR IGNORE INTO recent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_RECALL = (
+    "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? AND detail = ? ORDER BY stamp"
+)
+_FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
+_RECALL_RUNS = (
+    "SELECT detail, stamp, high, value FROM recent WHERE object = ? AND facet = ? AND detail < ? AND high > ? "
+    "ORDER BY detail, stamp"
+)
+_RECALL_FACET = (
+    "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? ORDER BY detail, stamp"
+)
+_IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
+_LEFT = b"left"
+_IS_NAMED = "SELECT named FROM inode WHERE inode = ?"
+_OBJECTS = "SELECT object FROM recent UNION SELECT object FROM conflict LIMIT ?"
+WATCHED_MAX = 200_000
+"""About 15 MiB; beyond it each entry costs a few queries more."""
+
+
+class Piece(NamedTuple):
+    """A run of bytes that an entry wrote, or a hole that it left (`data` is None), in part or whole."""
+
+    low: int
+    high: int
+    stamp: bytes
+    data: bytes | None
+
+
+class Memory(NamedTuple):
+    """A remembered entry; what the fields mean depends on the facet."""
+
+    stamp: bytes
+    inode: int
+    parent: int | None
+    name: bytes | None
+    value: Any
+
+
+class Watched:
+    """The objects of which something is remembered, or in conflict; perhaps more than these, never fewer.
+
+    Owned by the store; outlives its transactions.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._inodes: set[int] = set()
+        self._is_full = False
+        self.reload(connection)
+
+    def __contains__(self, inode: int) -> bool:
+        return self._is_full or inode in self._inodes
+
+    def add(self, inode: int) -> None:
+        """Watch one more; when they are too many to tell apart, all are watched."""
+        self._inodes.add(inode)
+        self._is_full = self._is_full or len(self._inodes) > WATCHED_MAX
+
+    def reload(self, connection: sqlite3.Connection) -> None:
+        """Watch just what must be, after something was forgotten."""
+        self._inodes = {inode for (inode,) in connection.execute(_OBJECTS, (WATCHED_MAX + 1,))}
+        self._is_full = len(self._inodes) > WATCHED_MAX
+
+
+class Judge:
+    """Compares entries over one transaction. Owned by the `Fold` that is open.
+
+    Attributes:
+        objects: what must be looked up; outlives the transaction, and may name more than there is.
+        conflicts: the list that is written.
+        applied: the cursors before the entries that are being folded.
+        shard_count: of the cluster.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        causality: Causality,
+        objects: Watched,
+        *,
+        applied: Cursors,
+        shard_count: int,
+    ) -> None:
+        self.causality = causality
+        self.applied = applied
+        self.shard_count = shard_count
+        self.objects = objects
+        self.conflicts = ConflictList(connection, objects.add)
+        self.connection = connection
+
+    def is_judged(self, inode: int, cause: Cause) -> bool:
+        """Whether an entry on an object can be concurrent with another: not while only its maker knows of the object."""
+        if inode >> STAMP_BITS != cause.stamp.origin or inode in self.objects:
+            return True
+        row = self.connection.execute(_IS_NAMED, (inode,)).fetchone()
+        return row is None or bool(row[0])
+
+    def remember(self, target: Target, memory: Memory, *, high: int | None = None) -> None:
+        """Keep an entry of which the tree keeps no trace, unless whatever comes has seen it."""
+        if not self.causality.is_stable(memory.stamp):
+            self.connection.execute(
+                _REMEMBER,
+                (*target, memory.stamp, high, memory.inode, memory.parent, memory.name, memory.value),
+            )
+            self.objects.add(target.object)
+
+    def recall(self, target: Target) -> list[Memory]:
+        """What is remembered of a target."""
+        if target.object not in self.objects:
+            return []
+        return [Memory(*row) for row in self.connection.execute(_RECALL, target).fetchall()]
+
+    def set_value(self, target: Target, cause: Cause, value: Any, there: tuple[bytes, Any] | None) -> None:
+        """A field or extended attribute is set; `there` is what the tree has, with its stamp."""
+        inode, stamp = target.object, cause.packed
+        rivals = self.recall(target)
+        if inode in self.objects:
+            self.conflicts.cover(target, cause)
+        if there is not None:
+            rivals.append(Memory(there[0], inode, None, None, there[1]))
+        kind = ConflictKind.XATTR if target.facet is Facet.XATTR else ConflictKind.ATTRIBUTE
+        for rival in rivals:
+            if self.causality.is_same_run(cause, rival.stamp):
+                self.connection.execute(_FORGET, (*target, rival.stamp))
+            elif self.causality.is_concurrent(cause, rival.stamp):
+                self._settle(target, kind, cause, Memory(stamp, inode, None, None, value), rival)
+        if there is None:
+            return
+        if there[0] > stamp:
+            self.remember(target, Memory(stamp, inode, None, None, value))
+        elif not self.causality.is_same_run(cause, there[0]):
+            self.remember(target, Memory(there[0], inode, None, None, there[1]))
+
+    def claim(self, parent: int, name: bytes, inode: int, cause: Cause, rivals: Iterable[tuple[int, bytes]]) -> None:
+        """An object claims a name; rivals are the claims that the tree has, as (inode, stamp)."""
+        target = Target(parent, Facet.NAME, name)
+        mine = Memory(cause.packed, inode, parent, name, None)
+        known = self.recall(target)
+        if parent in self.objects:
+            self.conflicts.cover(target, cause)
+            self._meet_removals(parent, cause)
+        there = [Memory(stamp, other, parent, name, None) for other, stamp in rivals]
+        for rival in self._latest_of_runs([*known, *there]):
+            if rival.inode != inode and self.causality.is_concurrent(cause, rival.stamp):
+                self._settle(target, ConflictKind.NAME, cause, mine, rival)
+        for rival in known:
+            if self.causality.is_same_run(cause, rival.stamp):
+                self.connection.execute(_FORGET, (*target, rival.stamp))
+
+    def unclaim(self, parent: int, name: bytes, inode: int, claim: bytes, cover: Cause | None = None) -> None:
+        """A claim to a name is removed, or came after its removal; `cover` is an entry that claims the same name."""
+        if cover is None or not self.causality.is_same_run(cover, claim):
+            self.remember(Target(parent, Facet.NAME, name), Memory(claim, inode, parent, name, None))
+
+    def _latest_of_runs(self, rivals: list[Memory]) -> list[Memory]:
+        """Without those that a later entry of their own run covers."""
+        if len(rivals) < 2:
+            return rivals
+        latest: dict[bytes, Memory] = {}
+        for rival in sorted(rivals):
+            latest[rival.stamp[8:24] + self._run_of(rival.stamp)] = rival
+        return list(latest.values())
+
+    def unlink(self, inode: int, link: tuple[int, bytes], cause: Cause, to: tuple[int, bytes] | None) -> None:
+        """A file's link goes: by a rename to another place, or for good."""
+        parent, name = link
+        target = Target(inode, Facet.LINK, LOW.pack(parent) + name)
+        to_parent, to_name = to or (None, None)
+        mine = Memory(cause.packed, inode, to_parent, to_name, None)
+        known = self.recall(target)
+        if inode in self.objects:
+            self.conflicts.cover(target, cause)
+        for rival in known:
+            rival_to = None if rival.parent is None else (rival.parent, rival.name)
+            if self.causality.is_same_run(cause, rival.stamp):
+                self.connection.execute(_FORGET, (*target, rival.stamp))
+            elif rival_to != to and self.causality.is_concurrent(cause, rival.stamp):
+                kind = ConflictKind.MOVE_DELETE if to is None or rival_to is None else ConflictKind.MOVE
+                self._settle(target, kind, cause, mine, rival)
+        self.remember(target, mine)
+        if to is None:
+            self._remove(Memory(cause.packed, inode, parent, name, None), cause)
+
+    def _remove(self, removal: Memory, cause: Cause) -> None:
+        """A link of an object goes for good: what was done to the object concurrently has lost."""
+        for modification in self._memories(removal.inode, Facet.BEING):
+            if self.causality.is_concurrent(cause, modification.stamp):
+                self._lose_being(modification.stamp, self._run_of(modification.stamp), removal)
+        self.remember(Target(removal.inode, Facet.REMOVED, b""), removal)
+
+    def modify(self, inode: int, cause: Cause) -> None:
+        """Bytes or attributes of an object were changed: a removal of its last name that had not seen it is a conflict."""
+        target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
+        for earlier in self.recall(target):
+            self.connection.execute(_FORGET, (*target, earlier.stamp))
+        if inode in self.objects:
+            self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
+            for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
+                if self.causality.is_concurrent(cause, removal.stamp):
+                    self._lose_being(cause.packed, cause.run, removal)
+        self.remember(target, Memory(cause.packed, inode, None, None, None))
+
+    def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
+        """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""
+        target = Target(directory, Facet.EMPTY, b"")
+        if directory in self.objects:
+            self.conflicts.cover(target, cause)
+            claims = [*claims, *(claim.stamp for claim in self._memories(directory, Facet.NAME))]
+        mine = Loser(cause.packed, cause.run, directory)
+        for claim in claims:
+            if self.causality.is_concurrent(cause, claim):
+                self.conflicts.lose(target, ConflictKind.RMDIR_CREATE, mine, claim)
+        self.remember(target, Memory(cause.packed, directory, None, None, None))
+
+    def note_removed_from(self, directory: int, cause: Cause) -> None:
+        """Something left a directory: if that is a removed one, somebody may still put something into it meanwhile."""
+        if self.connection.execute(_IS_REMOVED, (directory,)).fetchone() is not None:
+            self.remember(Target(directory, Facet.EMPTY, _LEFT), Memory(cause.packed, directory, None, None, None))
+
+    def write(self, inode: int, cause: Cause, mine: Piece, overlapped: Iterable[Piece]) -> None:
+        """Bytes are written or cut off; overlapped are the pieces that the tree has in their place."""
+        target = Target(inode, Facet.DATA, b"")
+        if inode in self.objects:
+            self.conflicts.cover_pieces(target, cause, mine.low, mine.high)
+            for rival in self._recall_runs(inode, mine.low, mine.high):
+                if self.causality.is_same_run(cause, rival.stamp):
+                    self._cut_memory(inode, rival, mine.low, mine.high)
+                else:
+                    self._meet_piece(target, cause, mine, rival)
+        for rival in overlapped:
+            if self.causality.is_same_run(cause, rival.stamp):
+                continue
+            self._meet_piece(target, cause, mine, rival)
+            self.remember_piece(inode, rival if rival.stamp < mine.stamp else _cut(mine, rival.low, rival.high))
+
+    def remember_piece(self, inode: int, piece: Piece) -> None:
+        """Keep bytes that the tree does not show."""
+        target = Target(inode, Facet.DATA, LOW.pack(piece.low))
+        self.remember(target, Memory(piece.stamp, inode, None, None, piece.data), high=piece.high)
+
+    def _meet_piece(self, target: Target, cause: Cause, mine: Piece, rival: Piece) -> None:
+        if (mine.data is None and rival.data is None) or not self.causality.is_concurrent(cause, rival.stamp):
+            return
+        low, high = max(mine.low, rival.low), min(mine.high, rival.high)
+        if mine.stamp < rival.stamp:
+            loser, data, winner = Loser(mine.stamp, cause.run, target.object), _cut(mine, low, high).data, rival.stamp
+        else:
+            loser = Loser(rival.stamp, self._run_of(rival.stamp), target.object)
+            data, winner = _cut(rival, low, high).data, mine.stamp
+        self.conflicts.lose_piece(target, loser, winner, low, high, data)
+
+    def _recall_runs(self, inode: int, low: int, high: int) -> list[Piece]:
+        rows = self.connection.execute(_RECALL_RUNS, (inode, Facet.DATA, LOW.pack(high), low)).fetchall()
+        return [Piece(LOW.unpack(detail)[0], run_high, stamp, data) for detail, stamp, run_high, data in rows]
+
+    def _cut_memory(self, inode: int, piece: Piece, low: int, high: int) -> None:
+        """A remembered piece loses the bytes that a later entry of its run writes again."""
+        self.connection.execute(_FORGET, (inode, Facet.DATA, LOW.pack(piece.low), piece.stamp))
+        if piece.low < low:
+            self.remember_piece(inode, _cut(piece, piece.low, low))
+        if piece.high > high:
+            self.remember_piece(inode, _cut(piece, high, piece.high))
+
+    def _settle(self, target: Target, kind: ConflictKind, cause: Cause, mine: Memory, rival: Memory) -> None:
+        """Of two concurrent entries the earlier loses."""
+        if mine.stamp < rival.stamp:
+            self.conflicts.lose(target, kind, Loser(mine.stamp, cause.run, *mine[1:]), rival.stamp)
+        else:
+            loser = Loser(rival.stamp, self._run_of(rival.stamp), *rival[1:])
+            self.conflicts.lose(target, kind, loser, mine.stamp)
+
+    def _lose_being(self, modification: bytes, run: bytes, removal: Memory) -> None:
+        loser = Loser(modification, run, removal.inode, removal.parent, removal.name)
+        self.conflicts.lose(Target(removal.inode, Facet.BEING, b""), ConflictKind.DELETE_MODIFY, loser, removal.stamp)
+
+    def _meet_removals(self, directory: int, cause: Cause) -> None:
+        target = Target(directory, Facet.EMPTY, b"")
+        for removal in self.recall(target):
+            if self.causality.is_concurrent(cause, removal.stamp):
+                loser = Loser(removal.stamp, self._run_of(removal.stamp), directory)
+                self.conflicts.lose(target, ConflictKind.RMDIR_CREATE, loser, cause.packed)
+
+    def _memories(self, inode: int, facet: Facet) -> list[Memory]:
+        """What is remembered of a facet, whatever the detail."""
+        if inode not in self.objects:
+            return []
+        return [Memory(*row) for row in self.connection.execute(_RECALL_FACET, (inode, facet)).fetchall()]
+
+    def _run_of(self, packed: bytes) -> bytes:
+        run = self.causality.run_of(Stamp.unpack(packed))
+        return b"" if run is None else run.name
+
+
+def _cut(piece: Piece, low: int, high: int) -> Piece:
+    low, high = max(piece.low, low), min(piece.high, high)
+    return Piece(low, high, piece.stamp, cut_data(piece.data, piece.low, low, high))
