@@ -7,19 +7,25 @@ from pathlib import Path
 
 from claudefs_repl.error import SiteUnknown
 from claudefs_repl.journal import SiteId
+from claudefs_repl.uidmap import OriginIdentity
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SiteConfig:
-    """One site: a name for people, a number for the wire, where it listens and where it keeps its data."""
+    """One site: a name for people, a number for the wire, where it listens and where it keeps its data.
+
+    Attributes:
+        identity: how it shows the ids that other sites wrote; those of an origin that is not named show as they are.
+    """
 
     name: str
     site_id: SiteId
     address: str
     port: int
     data_dir: Path
+    identity: tuple[OriginIdentity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

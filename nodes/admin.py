@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -21,6 +21,7 @@ from nodes.key_files import load_keys
 from nodes.link import LINK_ERRORS
 from nodes.queries import Handler
 from nodes.seams import Storage
+from nodes.shown_ids import ShownIds
 from nodes.write_gate import WriteGate
 from protocol.handshake import Role
 
@@ -54,6 +55,13 @@ class Limiters:
             limiter.reconfigure(config)
 
 
+def _needing_restart(cluster: ClusterConfig, section: str) -> Any:
+    """What of a section is read only at the start."""
+    if section == "sites":
+        return tuple(replace(site, identity=()) for site in cluster.sites)
+    return getattr(cluster, section)
+
+
 class Admin:
     """Serves the administrator's requests on the client socket."""
 
@@ -65,6 +73,7 @@ class Admin:
         storage: Storage,
         dialing: Dialing,
         limiters: Limiters,
+        shown_ids: ShownIds,
         manager: FailoverManager,
         gate: WriteGate,
         logger: FilteringBoundLogger,
@@ -75,6 +84,7 @@ class Admin:
         self._storage = storage
         self._dialing = dialing
         self._limiters = limiters
+        self._shown_ids = shown_ids
         self._manager = manager
         self._gate = gate
         self._logger = logger
@@ -84,13 +94,16 @@ class Admin:
         return {"reload": self._reload, "unblock": self._unblock, "mode": self._mode}
 
     async def _reload(self, args: dict[str, Any]) -> Any:
-        """Read `cluster.toml` and the keys again: limits and keys change at once, the rest at the next start."""
+        """Read `cluster.toml` and the keys again: limits, identity and keys change at once, the rest at the next start."""
         found = load_cluster(self._cluster.path)
-        keys = load_keys(found.key_file(found.site(self._site.name)), self._site)
+        site = found.site(self._site.name)
+        keys = load_keys(found.key_file(site), self._site)
         changed = []
         if found.rate_limit != self._rate_limit:
             self._limiters.reconfigure(found.rate_limit)
             changed.append("rate_limit")
+        if self._shown_ids.replace_tables(site):
+            changed.append("identity")
         if keys != self._dialing.keys:
             self._dialing.keys = keys
             closed = await self._dialing.live.close_retired(keys)
@@ -99,7 +112,7 @@ class Admin:
             field.name
             for field in fields(ClusterConfig)
             if field.name not in ("path", "rate_limit")
-            and getattr(found, field.name) != getattr(self._cluster, field.name)
+            and _needing_restart(found, field.name) != _needing_restart(self._cluster, field.name)
         ]
         self._rate_limit = found.rate_limit
         self._logger.info("reloaded", changed=changed, restart_needed=restart_needed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from claudefs_repl.error import OperationRefused
@@ -27,7 +26,6 @@ from nodes.store.local import (
     TruncateFile,
     WriteData,
 )
-from nodes.store.view import Stat
 
 OPS_MAX = 1024
 """Operations of one request: a group commit takes many requests, none of which may hold it up."""
@@ -109,9 +107,14 @@ _object = _int(0, (1 << 63) - 1)
 _path = _bytes(1 << 20)
 
 READS: dict[str, dict[str, Check]] = {
-    "resolve": {"path": _path},
-    "stat": {"inode": _object},
-    "list": {"inode": _object, "after": _optional(_name), "limit": _int(0, 1 << 31)},
+    "resolve": {"path": _path, "as_written": _optional(_bool)},
+    "stat": {"inode": _object, "as_written": _optional(_bool)},
+    "list": {
+        "inode": _object,
+        "after": _optional(_name),
+        "limit": _int(0, 1 << 31),
+        "as_written": _optional(_bool),
+    },
     "read": {"inode": _object, "offset": _object, "length": _int(0, 1 << 31)},
     "xattrs": {"inode": _object},
     "manifest": {"after": _optional(_path), "limit": _optional(_int(1, 1 << 31))},
@@ -177,8 +180,3 @@ _SCHEMAS: dict[str, tuple[Callable[..., LocalOp], dict[str, Check]]] = {
     "setxattr": (SetX, {"inode": _inode, "name": _name, "value": _bytes(XATTR_VALUE_BYTES_MAX)}),
     "removexattr": (RemoveX, {"inode": _inode, "name": _name}),
 }
-
-
-def stat_to_map(stat: Stat) -> dict[str, Any]:
-    """What a client gets to see of an object."""
-    return asdict(stat)

@@ -16,8 +16,10 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import CallerError, NotWritable, OperationRefused, ProtocolViolation, ReplError
 from claudefs_repl.journal import Inode
-from nodes.client_ops import OPS_MAX, READS, check_fields, parse_ops, stat_to_map
+from claudefs_repl.operations import path_text
+from nodes.client_ops import OPS_MAX, READS, check_fields, parse_ops
 from nodes.journal_writer import WriteRequest
+from nodes.shown_ids import ShownIds
 from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
@@ -71,12 +73,14 @@ class ClientService:
         store: SqliteStore,
         writes: trio.MemorySendChannel[WriteRequest],
         gate: WriteGate,
+        shown_ids: ShownIds,
         extra: Mapping[str, Handler],
         logger: FilteringBoundLogger,
     ) -> None:
         self._store = store
         self._writes = writes
         self._gate = gate
+        self._shown_ids = shown_ids
         self._logger = logger
         self._reads: dict[str, Handler] = {
             "resolve": self._resolve,
@@ -222,16 +226,19 @@ class ClientService:
 
     async def _resolve(self, args: dict[str, Any]) -> Any:
         path = args["path"]
-        return stat_to_map(await self._store.read(lambda view: view.resolve(path)))
+        found = await self._store.read(lambda view: view.resolve(path))
+        return self._shown_ids.stat_map(found, path_text(path), as_written=bool(args["as_written"]))
 
     async def _stat(self, args: dict[str, Any]) -> Any:
         inode = args["inode"]
-        return stat_to_map(await self._store.read(lambda view: view.stat(inode)))
+        found = await self._store.read(lambda view: view.stat(inode))
+        return self._shown_ids.stat_map(found, f"object {inode:x}", as_written=bool(args["as_written"]))
 
     async def _list(self, args: dict[str, Any]) -> Any:
         inode, after, limit = args["inode"], args["after"], min(args["limit"], LIST_MAX)
         entries, more = await self._store.read(lambda view: view.list_dir(inode, after=after, limit=limit))
-        return {"entries": [stat_to_map(entry) for entry in entries], "more": more}
+        as_written = bool(args["as_written"])
+        return {"entries": [self._shown_ids.entry_map(entry, as_written=as_written) for entry in entries], "more": more}
 
     async def _read(self, args: dict[str, Any]) -> Any:
         inode, offset, length = args["inode"], args["offset"], args["length"]

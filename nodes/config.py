@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, create_model
 
 from claudefs_repl.block import BODY_BYTES_MAX
 from claudefs_repl.error import ConfigInvalid
@@ -29,6 +29,8 @@ from claudefs_repl.topology import (
     SiteConfig,
     StartupConfig,
 )
+from nodes.config_check import Table, check_table
+from nodes.identity_config import read_id_tables
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """A site's name is part of file names and of SITE:/path addresses."""
@@ -98,11 +100,7 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
 }
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _ClusterTable(_Table):
+class _ClusterTable(Table):
     id: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 letters, digits and . _ -")
     ]
@@ -110,13 +108,14 @@ class _ClusterTable(_Table):
     keys_dir: Annotated[str, Field(pattern=PATH_PATTERN, description="a directory, relative to this file")] = "keys"
 
 
-class _SiteTable(_Table):
+class _SiteTable(Table):
     id: Annotated[int, Field(ge=1, le=SITE_ID_MAX, description=f"a whole number from 1 to {SITE_ID_MAX}")]
     address: Annotated[str, Field(pattern=ADDRESS_PATTERN, description="an IP address or a host name")]
     port: Annotated[int, Field(ge=1, le=65535, description="a whole number from 1 to 65535")]
     data_dir: Annotated[str, Field(pattern=PATH_PATTERN, description="a directory, relative to this file")] | None = (
         None
     )
+    identity: Annotated[dict[str, Any], Field(default_factory=dict, description="tables [sites.NAME.identity.FROM]")]
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -127,12 +126,12 @@ def load_cluster(path: Path) -> ClusterConfig:
     """
     document = _read_toml(path)
     problems: list[str] = []
-    cluster = _check(_ClusterTable, document.pop("cluster", {}), "cluster", problems)
+    cluster = check_table(_ClusterTable, document.pop("cluster", {}), "cluster", problems)
     raw_sites = document.pop("sites", None)
     sites = _check_sites(raw_sites, path.absolute().parent, problems)
     sections: dict[str, Any] = {}
     for name, values_type in SECTIONS.items():
-        values = _check(_section_model(name), document.pop(name, {}), name, problems)
+        values = check_table(_section_model(name), document.pop(name, {}), name, problems)
         if values is not None:
             sections[name] = values_type(**values)
     known = ", ".join(["cluster", "sites", *SECTIONS])
@@ -179,27 +178,7 @@ def _section_model(section: str) -> type[BaseModel]:
                 description=f"{kind} from {setting.low} to {setting.high} ({setting.meaning})",
             )
         fields[setting.key] = (type(default), field)
-    return create_model(section, __base__=_Table, **fields)
-
-
-def _check(model: type[BaseModel], values: object, where: str, problems: list[str]) -> dict[str, Any] | None:
-    """One table's values with defaults filled in, or None and its problems appended."""
-    if not isinstance(values, dict):
-        problems.append(f"{where}: expected a table, got {values!r}")
-        return None
-    try:
-        return model.model_validate(values).model_dump()
-    except ValidationError as invalid:
-        fields = model.model_fields
-        for error in invalid.errors():
-            key = str(error["loc"][0])
-            if error["type"] == "extra_forbidden":
-                problems.append(f"{where}.{key}: unknown key; there are: {', '.join(fields)}")
-            elif error["type"] == "missing":
-                problems.append(f"{where}.{key}: missing; expected {fields[key].description}")
-            else:
-                problems.append(f"{where}.{key}: expected {fields[key].description}, got {values[key]!r}")
-        return None
+    return create_model(section, __base__=Table, **fields)
 
 
 def _check_sites(raw: object, base: Path, problems: list[str]) -> list[SiteConfig]:
@@ -207,16 +186,22 @@ def _check_sites(raw: object, base: Path, problems: list[str]) -> list[SiteConfi
         problems.append("sites: expected at least one section [sites.NAME] with id, address and port")
         return []
     sites: list[SiteConfig] = []
+    identities: dict[str, Mapping[str, Any]] = {}
     for name, table in raw.items():
         if not re.match(NAME_PATTERN, name):
             problems.append(f"sites.{name}: expected a name of 1 to 32 letters, digits, _ and -, got {name!r}")
             continue
-        values = _check(_SiteTable, table, f"sites.{name}", problems)
+        values = check_table(_SiteTable, table, f"sites.{name}", problems)
         if values is not None:
             data_dir = base / (values["data_dir"] or f"data/{name}")
             sites.append(SiteConfig(name, SiteId(values["id"]), values["address"], values["port"], data_dir))
+            identities[name] = values["identity"]
     _find_twins(raw, base, problems)
-    return sites
+    ids: dict[str, SiteId | None] = {**dict.fromkeys(raw), **{site.name: site.site_id for site in sites}}
+    return [
+        dataclasses.replace(site, identity=read_id_tables(identities[site.name], site.name, ids, problems))
+        for site in sites
+    ]
 
 
 def _find_twins(tables: Mapping[str, object], base: Path, problems: list[str]) -> None:
@@ -266,6 +251,17 @@ LOCAL_SITES_MAX = 200
 """Sites of a cluster on one machine: 127.0.0.1 to 127.0.0.200."""
 
 
+IDENTITY_EXAMPLE = (
+    "# Where sites number their users differently, one that reads may map the ids that another site wrote:",
+    "# [sites.beta.identity.alpha]              # how beta shows the ids that alpha wrote; beta's own are never mapped",
+    "# uids = [{ from = 1000, to = 2000, count = 10 }]  # alpha's 1000-1009 show as 2000-2009; no overlap, from nor to",
+    "# gids = [{ from = 100, to = 100 }]        # count = 1",
+    '# unmapped = "passthrough"                 # ids in no range: passthrough, nobody (65534) or refuse',
+    '# root = "passthrough"                     # id 0 in no range, likewise',
+)
+"""What a new cluster.toml tells of identity tables."""
+
+
 def local_sites(count: int, base_port: int) -> list[tuple[str, int, str, int]]:
     """Name, id, address and port of each site of a cluster on this machine.
 
@@ -312,6 +308,7 @@ def cluster_text(
             f"port = {port}",
             f'data_dir = "data/{name}"',
         ]
+    lines += ["", *IDENTITY_EXAMPLE]
     chosen = settings or {}
     for section, values_type in SECTIONS.items():
         lines += ["", f"[{section}]"]

@@ -61,7 +61,7 @@ EVENTS: Mapping[str, EventKind] = {
     "peer_ahead_of_origin": EventKind("error", "a peer holds more of this journal than its site", "peer detail"),
     "peer_needs_bootstrap": EventKind("error", "a peer is behind what the log still holds", "peer detail"),
     "peer_cut_off": EventKind("error", "nothing is kept for a peer any more", "peer log_bytes limit_bytes"),
-    "reloaded": EventKind("info", "limits and keys were read again", "changed restart_needed"),
+    "reloaded": EventKind("info", "limits, identity tables and keys were read again", "changed restart_needed"),
     "unblocked": EventKind("info", "the administrator forgave a site or an address", "what"),
     "mode_changed": EventKind("info", "this site's own mode changed", "kind mode reason"),
     "peer_mode_changed": EventKind("info", "this site's opinion of a peer changed", "peer kind mode reason"),

@@ -46,6 +46,7 @@ from nodes.reclaimer import run_reclaimer
 from nodes.recovery import Recovered, read_identity, recover
 from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
 from nodes.seams import Entropy, WallClock
+from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
 from nodes.write_gate import WriteGate
@@ -266,12 +267,14 @@ class _Site:
             housekeeper=housekeeper.stats,
         )
         sending = AuthRateLimiter(limits)
+        shown_ids = ShownIds(self._cluster, self._site)
         admin = Admin(
             cluster=self._cluster,
             site=self._site,
             storage=self._storage,
             dialing=dialing,
             limiters=Limiters(admission, dialing.limiter, (sending, receiving.limiter)),
+            shown_ids=shown_ids,
             manager=manager,
             gate=self._gate,
             logger=self._logger,
@@ -281,6 +284,7 @@ class _Site:
             store=store,
             writes=writes,
             gate=self._gate,
+            shown_ids=shown_ids,
             extra={**status.client_handlers(), **admin.handlers()},
             logger=self._logger,
         )

@@ -209,6 +209,9 @@ def end(code: int) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_written_option = click.option(
+    "--as-written", is_flag=True, help="Owners as their sites wrote them, not as this one maps them; none is refused."
+)
 
 
 def echo_json(value: Any) -> None:

@@ -1,13 +1,16 @@
-"""The commands on single files and directories of a site: ls, cat, write, mkdir, rm, mv, ln, chmod, stat."""
+"""The commands on single files and directories of a site: ls, cat, write, mkdir, rm, mv, ln, chmod, chown, stat."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat as stat_module
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import BinaryIO
 
 import click
@@ -15,11 +18,13 @@ import click
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
+from claudefs_repl.uidmap import ID_MAX
 from nodes.client import connect_site
 from nodes.commands import ops, remote, transfer
 from nodes.commands.common import (
     SITE_PATH,
     SitePath,
+    as_written_option,
     echo_json,
     json_option,
     pass_cluster,
@@ -27,7 +32,7 @@ from nodes.commands.common import (
     run_async,
     stat_json,
 )
-from nodes.commands.remote import RemoteNode, SiteClient
+from nodes.commands.remote import RefusedNode, RemoteEntry, RemoteNode, SiteClient
 from nodes.commands.tree import Kind
 from nodes.runtime import SystemClock
 
@@ -38,39 +43,59 @@ _TYPE_BITS = {Kind.FILE: stat_module.S_IFREG, Kind.DIR: stat_module.S_IFDIR, Kin
 @click.argument("place", metavar="SITE:/PATH", type=SITE_PATH)
 @click.option("-l", "--long", "is_long", is_flag=True, help="Type, mode, links, owner, size and mtime of each.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything beneath, with its path.")
+@as_written_option
 @json_option
 @pass_cluster
-def ls(cluster: ClusterConfig, place: SitePath, is_long: bool, recursive: bool, as_json: bool) -> None:
+def ls(
+    cluster: ClusterConfig, place: SitePath, is_long: bool, recursive: bool, as_written: bool, as_json: bool
+) -> None:
     """List a directory of a site, or show one file.
+
+    Owners are shown as cluster.toml maps those of other sites. Where it refuses one, -l has question marks.
 
     \b
     Examples:
       claudefs-repl ls alpha:/
       claudefs-repl ls -l -R beta:/photos
     """
-    run_async(_ls, cluster, place, is_long=is_long, recursive=recursive, as_json=as_json)
+    show = partial(_show, is_long=is_long, as_json=as_json)
+    run_async(_ls, cluster, place, show, recursive=recursive, as_written=as_written)
 
 
-async def _ls(cluster: ClusterConfig, place: SitePath, *, is_long: bool, recursive: bool, as_json: bool) -> None:
+async def _ls(
+    cluster: ClusterConfig,
+    place: SitePath,
+    show: Callable[[bytes, RemoteEntry], None],
+    *,
+    recursive: bool,
+    as_written: bool,
+) -> None:
     async with connect_site(cluster, place.site) as client:
-        root = await remote.resolve(client, place.path)
+        root = await remote.resolve_entry(client, place.path, as_written=as_written)
         if root.kind is not Kind.DIR:
-            _show(place.parts[-1], root, is_long=is_long, as_json=as_json)
+            show(place.parts[-1], root)
         elif recursive:
-            async with aclosing(remote.walk(client, root)) as found:
+            async with aclosing(remote.walk(client, root, as_written=as_written)) as found:
                 async for names, node in found:
                     if names:
-                        _show(b"/".join(names), node, is_long=is_long, as_json=as_json)
+                        show(b"/".join(names), node)
         else:
-            async with aclosing(remote.list_pages(client, root.inode)) as pages:
+            async with aclosing(remote.list_pages(client, root.inode, as_written=as_written)) as pages:
                 async for page in pages:
                     for node in page:
-                        _show(node.name or b"", node, is_long=is_long, as_json=as_json)
+                        show(node.name or b"", node)
 
 
-def _show(path: bytes, node: RemoteNode, *, is_long: bool, as_json: bool) -> None:
+def _show(path: bytes, node: RemoteEntry, *, is_long: bool, as_json: bool) -> None:
     """One line for one object: JSON lines, so that a large tree needs no memory here or in the reader."""
-    if as_json:
+    if isinstance(node, RefusedNode):
+        if as_json:
+            echo_json({**path_json(path), "inode": node.inode, "kind": node.kind.value, "refused": node.reason})
+        else:
+            mode = stat_module.filemode(_TYPE_BITS[node.kind])[0] + "?" * 9
+            head = f"{mode} {'?':>3} {'?':>5} {'?':>5} {'?':>12} {'?':19} " if is_long else ""
+            click.echo(f"{head}{path_text(path)}")
+    elif as_json:
         echo_json(_node_json(path, node))
     elif is_long:
         target = f" -> {path_text(node.target)}" if node.target is not None else ""
@@ -96,6 +121,14 @@ def _node_json(path: bytes, node: RemoteNode) -> dict[str, object]:
     return fields | (path_json(node.target, "target") if node.target is not None else {})
 
 
+def _site_name(cluster: ClusterConfig, site_id: int | None) -> str | None:
+    """The name of the site that wrote something, its number if the configuration does not have it any more."""
+    if site_id is None:
+        return None
+    site = cluster.by_id(site_id)
+    return str(site_id) if site is None else site.name
+
+
 def _time_text(time_ns: int) -> str:
     try:
         return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -105,23 +138,29 @@ def _time_text(time_ns: int) -> str:
 
 @click.command()
 @click.argument("place", metavar="SITE:/PATH", type=SITE_PATH)
+@as_written_option
 @json_option
 @pass_cluster
-def stat(cluster: ClusterConfig, place: SitePath, as_json: bool) -> None:
+def stat(cluster: ClusterConfig, place: SitePath, as_written: bool, as_json: bool) -> None:
     """Show all that a site knows of one object, its extended attributes included.
+
+    The owner is shown as this site shows it, with what was written, and at which site.
 
     \b
     Example:
       claudefs-repl stat alpha:/photos/cat.jpg
     """
-    run_async(_stat, cluster, place, as_json=as_json)
+    run_async(_stat, cluster, place, as_written=as_written, as_json=as_json)
 
 
-async def _stat(cluster: ClusterConfig, place: SitePath, *, as_json: bool) -> None:
+async def _stat(cluster: ClusterConfig, place: SitePath, *, as_written: bool, as_json: bool) -> None:
     async with connect_site(cluster, place.site) as client:
-        node = await remote.resolve(client, place.path)
+        written = await remote.resolve(client, place.path, as_written=True)
+        node = written if as_written else await remote.resolve(client, place.path)
         xattrs = await remote.read_xattrs(client, node.inode)
     fields = _node_json(place.path, node)
+    fields["uid_written"], fields["uid_site"] = written.uid, _site_name(cluster, written.uid_origin)
+    fields["gid_written"], fields["gid_site"] = written.gid, _site_name(cluster, written.gid_origin)
     if as_json:
         attributes = [{**path_json(name, "name"), **stat_json({"value": value})} for name, value in xattrs.items()]
         echo_json({"site": place.site, **fields, "xattrs": attributes})
@@ -129,6 +168,10 @@ async def _stat(cluster: ClusterConfig, place: SitePath, *, as_json: bool) -> No
     fields["path"] = str(place)
     fields["inode"] = f"{node.inode:x}"
     fields["mtime"] = f"{_time_text(node.mtime_ns)} UTC"
+    for key in ("uid", "gid"):
+        written_id, site = fields.pop(f"{key}_written"), fields.pop(f"{key}_site")
+        if site is not None:
+            fields[key] = f"{fields[key]} (written at {site} as {written_id})"
     for key, value in fields.items():
         click.echo(f"{key:>9}  {value}")
     for name, value in xattrs.items():
@@ -247,7 +290,7 @@ async def _rm(cluster: ClusterConfig, places: tuple[SitePath, ...], *, recursive
     for place in places:
         async with connect_site(cluster, place.site) as client:
             parent, name = await _parent_of(client, place)
-            node = await remote.resolve(client, place.path)
+            node = await remote.resolve(client, place.path, as_written=True)
             if node.kind is not Kind.DIR:
                 await remote.submit(client, [ops.remove(parent.inode, name)])
                 removed = 1
@@ -264,8 +307,8 @@ async def remove_tree(client: SiteClient, parent: RemoteNode, name: bytes, root:
     Raises:
         OperationRefused: something came in meanwhile (ENOTEMPTY); what was removed stays removed.
     """
-    directories: list[tuple[RemoteNode, bytes]] = []
-    pending = [(parent, name, root)]
+    directories: list[tuple[RemoteEntry, bytes]] = []
+    pending: list[tuple[RemoteEntry, bytes, RemoteEntry]] = [(parent, name, root)]
     steps: list[ops.Op] = []
     removed = 0
     while pending:
@@ -309,7 +352,7 @@ def mv(cluster: ClusterConfig, source: SitePath, target: SitePath, no_replace: b
 
 async def _mv(cluster: ClusterConfig, source: SitePath, target: SitePath, *, replace: bool, as_json: bool) -> None:
     async with connect_site(cluster, source.site) as client:
-        await remote.resolve(client, source.path)
+        await remote.resolve(client, source.path, as_written=True)
         from_parent, from_name = await _parent_of(client, source)
         to_parent, to_name = await _parent_of(client, target)
         step = ops.move(from_parent.inode, from_name, to_parent.inode, to_name, replace=replace)
@@ -350,7 +393,7 @@ async def _symlink(cluster: ClusterConfig, target: bytes, place: SitePath, *, as
 
 async def _link(cluster: ClusterConfig, original: SitePath, place: SitePath, *, as_json: bool) -> None:
     async with connect_site(cluster, place.site) as client:
-        node = await remote.resolve(client, original.path)
+        node = await remote.resolve(client, original.path, as_written=True)
         if node.kind is Kind.DIR:
             raise OperationRefused(errno.EPERM, f"{original} is a directory, which has one name only: use ln -s")
         parent, name = await _parent_of(client, place)
@@ -376,14 +419,45 @@ def chmod(cluster: ClusterConfig, mode: str, places: tuple[SitePath, ...], as_js
 async def _chmod(cluster: ClusterConfig, mode: int, places: tuple[SitePath, ...], *, as_json: bool) -> None:
     for place in places:
         async with connect_site(cluster, place.site) as client:
-            node = await remote.resolve(client, place.path)
+            node = await remote.resolve(client, place.path, as_written=True)
             if node.kind is Kind.SYMLINK:
                 raise OperationRefused(errno.EOPNOTSUPP, f"{place} is a symbolic link, which has no mode of its own")
             await remote.submit(client, [ops.set_attributes(node.inode, mode=mode)])
         _done(as_json, place, inode=node.inode, mode=f"{mode:04o}")
 
 
-COMMANDS: list[click.Command] = [*transfer.COMMANDS, ls, stat, cat, write, mkdir, rm, mv, ln, chmod]
+@click.command()
+@click.argument("owner", metavar="UID[:GID]")
+@click.argument("places", metavar="SITE:/PATH...", type=SITE_PATH, nargs=-1, required=True)
+@json_option
+@pass_cluster
+def chown(cluster: ClusterConfig, owner: str, places: tuple[SitePath, ...], as_json: bool) -> None:
+    """Set the owner, the group (:GID) or both. The ids are this site's own; other sites show what they map them to.
+
+    An id that the site shows already is left as it was written.
+
+    \b
+    Examples:
+      claudefs-repl chown 1000:100 alpha:/notes
+      claudefs-repl chown :100 alpha:/notes alpha:/photos
+    """
+    uid, gid = _owner_of(owner)
+    run_async(_chown, cluster, uid, gid, places, as_json=as_json)
+
+
+async def _chown(
+    cluster: ClusterConfig, uid: int | None, gid: int | None, places: tuple[SitePath, ...], *, as_json: bool
+) -> None:
+    for place in places:
+        async with connect_site(cluster, place.site) as client:
+            node = await remote.resolve_entry(client, place.path)
+            change = remote.change_owner(uid, gid, node)
+            if change["uid"] is not None or change["gid"] is not None:
+                await remote.submit(client, [ops.set_attributes(node.inode, **change)])
+        _done(as_json, place, inode=node.inode, uid=uid, gid=gid)
+
+
+COMMANDS: list[click.Command] = [*transfer.COMMANDS, ls, stat, cat, write, mkdir, rm, mv, ln, chmod, chown]
 
 
 async def _parent_of(client: SiteClient, place: SitePath) -> tuple[RemoteNode, bytes]:
@@ -413,6 +487,16 @@ def _mode_of(text: str) -> int:
     if not 0 <= mode <= 0o7777:
         raise click.UsageError(f"expected an octal mode from 0000 to 7777, got {text!r}")
     return mode
+
+
+def _owner_of(text: str) -> tuple[int | None, int | None]:
+    """The user and group ids of UID, UID:GID or :GID; None for what is left as it is."""
+    match = re.fullmatch(r"([0-9]{1,10})?(?::([0-9]{1,10}))?", text)
+    ids = [None if part is None else int(part) for part in match.groups()] if match is not None else [None]
+    if ids == [None] * len(ids) or any(one is not None and one > ID_MAX for one in ids):
+        raise click.UsageError(f"expected UID, UID:GID or :GID, numbers from 0 to {ID_MAX}, got {text!r}")
+    uid, gid = ids
+    return uid, gid
 
 
 def _now_ns() -> int:

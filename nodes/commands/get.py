@@ -19,7 +19,7 @@ from claudefs_repl.journal import Inode
 from claudefs_repl.operations import check_name
 from nodes.commands import ops, remote
 from nodes.commands.put import CHUNKS_AT_ONCE, FILES_AT_ONCE
-from nodes.commands.remote import NotStill, RemoteNode, SiteClient, Workers, first_cause, in_parts
+from nodes.commands.remote import NotStill, RefusedNode, RemoteNode, SiteClient, Workers, first_cause, in_parts
 from nodes.commands.transfer_report import TransferReport
 from nodes.commands.tree import Kind, LocalNode, look_if_there, read_xattrs, write_xattrs
 
@@ -43,6 +43,7 @@ async def get_tree(
     *,
     checksum: bool = False,
     owner: bool = False,
+    as_written: bool = False,
     report: TransferReport | None = None,
 ) -> TransferReport:
     """Carry an object of a site, with all that is beneath it, to a local path.
@@ -52,7 +53,8 @@ async def get_tree(
         remote_path: what to carry.
         local: the path of the copy itself; missing parents are made.
         checksum: compare content before skipping, not only size and mtime.
-        owner: set the recorded user and group ids too, which needs root.
+        owner: set the user and group ids too, as the site shows them; this needs root.
+        as_written: set those that were written, whichever site wrote them; nothing is refused then.
         report: filled in as the work goes on, for a progress bar.
 
     Raises:
@@ -61,9 +63,9 @@ async def get_tree(
         ClientError: the site went away; what was carried so far is there.
     """
     report = report if report is not None else TransferReport()
-    root = await remote.resolve(client, remote_path)
+    root = await remote.resolve(client, remote_path, as_written=as_written)
     destination = _with_parents(local)
-    get = _Get(client, report, checksum=checksum, owner=owner)
+    get = _Get(client, report, checksum=checksum, owner=owner, as_written=as_written)
     try:
         async with trio.open_nursery() as nursery:
             await get.run(_Place(destination, root), nursery)
@@ -76,11 +78,14 @@ async def get_tree(
 class _Get:
     """One run of `get_tree`: its memory of directories to settle and of hard links. Owned by that call."""
 
-    def __init__(self, client: SiteClient, report: TransferReport, *, checksum: bool, owner: bool) -> None:
+    def __init__(
+        self, client: SiteClient, report: TransferReport, *, checksum: bool, owner: bool, as_written: bool
+    ) -> None:
         self._client = client
         self._report = report
         self._checksum = checksum
         self._owner = owner
+        self._as_written = as_written
         self._chunk_places = trio.Semaphore(CHUNKS_AT_ONCE)
         self._directories: list[_Place] = []
         self._made: set[bytes] = set()
@@ -124,12 +129,17 @@ class _Get:
         elif not os.access(place.path, os.W_OK | os.X_OK):
             os.chmod(place.path, there.mode | _FILLING_MODE)
         self._directories.append(place)
-        async with contextlib.aclosing(remote.list_pages(self._client, place.node.inode)) as pages:
+        listing = remote.list_pages(self._client, place.node.inode, as_written=self._as_written)
+        async with contextlib.aclosing(listing) as pages:
             async for page in pages:
                 for node in page:
                     assert node.name is not None, "what is listed has a name"
                     check_name(node.name)  # a name from the network never leads out of the directory
-                    child = _Place(os.path.join(place.path, node.name), node)
+                    path = os.path.join(place.path, node.name)
+                    if isinstance(node, RefusedNode):
+                        self._report.problem(path, node.reason)
+                        continue
+                    child = _Place(path, node)
                     if node.kind is Kind.DIR:
                         subdirectories.append(child)
                     else:
@@ -240,7 +250,7 @@ class _Get:
         finally:
             os.close(descriptor)
         if node.size > ops.CHUNK_BYTES:
-            after = RemoteNode.of(await remote.ask(self._client, "stat", inode=node.inode))
+            after = RemoteNode.of(await remote.ask(self._client, "stat", inode=node.inode, as_written=True))
             if (after.size, after.mtime_ns) != (node.size, node.mtime_ns):
                 raise NotStill
 

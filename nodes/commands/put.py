@@ -18,7 +18,16 @@ from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import XATTR_VALUE_BYTES_MAX, Inode
 from claudefs_repl.operations import path_text
 from nodes.commands import ops, remote
-from nodes.commands.remote import NotStill, RemoteNode, SiteClient, SubmitRefused, Workers, first_cause, in_parts
+from nodes.commands.remote import (
+    NotStill,
+    RefusedNode,
+    RemoteNode,
+    SiteClient,
+    SubmitRefused,
+    Workers,
+    first_cause,
+    in_parts,
+)
 from nodes.commands.transfer_report import TransferReport
 from nodes.commands.tree import Kind, LocalNode, data_ranges, look, node_of, read_xattrs, scan_directory
 
@@ -161,7 +170,14 @@ class _Put:
             return []
         self._report.problems += problems
         there = await remote.list_all(self._client, directory.inode) if directory.before is not None else {}
-        return [(node, _Place(directory.inode, node.name, there.get(node.name))) for node in nodes]
+        found: list[tuple[LocalNode, _Place]] = []
+        for node in nodes:
+            before = there.get(node.name)
+            if isinstance(before, RefusedNode):
+                self._report.problem(node.path, before.reason)
+            else:
+                found.append((node, _Place(directory.inode, node.name, before)))
+        return found
 
     async def _make_directories(self, wanted: list[tuple[LocalNode, _Place]]) -> list[_Directory]:
         """Directories that are there or were made; those that cannot be are reported."""
@@ -253,7 +269,9 @@ class _Put:
         steps = ops.change_xattrs(before.inode, read_xattrs(node), there)
         same_mode = node.kind is Kind.SYMLINK or node.mode == before.mode
         if not same_mode or node.mtime_ns != before.mtime_ns:
-            steps.append(ops.copy_attributes(node, before.inode))
+            # An owner that shows as it should stays as it was written, by whichever site.
+            owner = remote.change_owner(node.uid, node.gid, before)
+            steps.append(ops.copy_attributes(node, before.inode) | owner)
         if not steps:
             self._report.skip(node.size)
             return

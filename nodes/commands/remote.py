@@ -41,6 +41,8 @@ class RemoteNode:
 
     Attributes:
         size: bytes of a file, 0 for anything else.
+        uid, gid: as the site shows them, or as they were written, by what was asked for.
+        uid_origin, gid_origin: the ids of the sites that wrote them; None if none did.
     """
 
     inode: Inode
@@ -54,6 +56,8 @@ class RemoteNode:
     target: bytes | None
     parent: Inode | None
     name: bytes | None
+    uid_origin: int | None
+    gid_origin: int | None
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> RemoteNode:
@@ -70,7 +74,33 @@ class RemoteNode:
             target=answer["target"],
             parent=answer["parent"],
             name=answer["name"],
+            uid_origin=answer["uid_origin"],
+            gid_origin=answer["gid_origin"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedNode:
+    """An object whose attributes the site refuses to show, by its policy for ids that other sites wrote.
+
+    Attributes:
+        reason: the site's words, with what would map the id.
+    """
+
+    inode: Inode
+    kind: Kind
+    parent: Inode | None
+    name: bytes | None
+    reason: str
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> RefusedNode:
+        """The object that such an entry of a list tells of."""
+        return cls(Inode(answer["inode"]), Kind(answer["kind"]), answer["parent"], answer["name"], answer["refused"])
+
+
+RemoteEntry = RemoteNode | RefusedNode
+"""What a directory of a site holds."""
 
 
 async def ask(client: SiteClient, method: str, **args: Any) -> Any:
@@ -134,27 +164,47 @@ def join_path(names: Sequence[bytes]) -> bytes:
     return b"/" + b"/".join(names)
 
 
-async def resolve(client: SiteClient, path: bytes) -> RemoteNode:
+async def resolve(client: SiteClient, path: bytes, *, as_written: bool = False) -> RemoteNode:
     """The object at a path.
 
+    Args:
+        client: a connection to the site.
+        path: from the root.
+        as_written: with the ids as they were written; also for who does not look at ids, because nothing is refused then.
+
     Raises:
-        OperationRefused: ENOENT or ENOTDIR, naming the path.
+        OperationRefused: ENOENT or ENOTDIR, naming the path; EPERM, if the site refuses to show its attributes.
     """
-    return RemoteNode.of(await ask(client, "resolve", path=join_path(split_path(path))))
+    return RemoteNode.of(await ask(client, "resolve", path=join_path(split_path(path)), as_written=as_written))
 
 
-async def resolve_if_there(client: SiteClient, path: bytes) -> RemoteNode | None:
+async def resolve_if_there(client: SiteClient, path: bytes, *, as_written: bool = False) -> RemoteNode | None:
     """The object at a path, None if there is none.
 
     Raises:
-        OperationRefused: something on the way is no directory.
+        OperationRefused: something on the way is no directory; EPERM, as `resolve`.
     """
     try:
-        return await resolve(client, path)
+        return await resolve(client, path, as_written=as_written)
     except OperationRefused as error:
         if error.errno == errno.ENOENT:
             return None
         raise
+
+
+async def resolve_entry(client: SiteClient, path: bytes, *, as_written: bool = False) -> RemoteEntry:
+    """The object at a path, also if the site refuses to show its attributes.
+
+    Raises:
+        OperationRefused: ENOENT or ENOTDIR, naming the path.
+    """
+    try:
+        return await resolve(client, path, as_written=as_written)
+    except OperationRefused as error:
+        if error.errno != errno.EPERM:
+            raise
+        node = await resolve(client, path, as_written=True)
+        return RefusedNode(node.inode, node.kind, node.parent, node.name, str(error))
 
 
 async def resolve_directory(client: SiteClient, path: bytes) -> RemoteNode:
@@ -163,14 +213,16 @@ async def resolve_directory(client: SiteClient, path: bytes) -> RemoteNode:
     Raises:
         OperationRefused: there is none.
     """
-    node = await resolve(client, path)
+    node = await resolve(client, path, as_written=True)
     if node.kind is not Kind.DIR:
         raise OperationRefused(errno.ENOTDIR, f"{path_text(path)} is a {node.kind.value}, not a directory")
     return node
 
 
-async def list_pages(client: SiteClient, inode: Inode) -> AsyncGenerator[list[RemoteNode], None]:
-    """A directory's entries in bytes order of their names, page by page.
+async def list_pages(
+    client: SiteClient, inode: Inode, *, as_written: bool = False
+) -> AsyncGenerator[list[RemoteEntry], None]:
+    """A directory's entries in bytes order of their names, page by page; with `as_written` none is refused.
 
     Use it under `contextlib.aclosing`.
 
@@ -179,32 +231,34 @@ async def list_pages(client: SiteClient, inode: Inode) -> AsyncGenerator[list[Re
     """
     after: bytes | None = None
     while True:
-        answer = await ask(client, "list", inode=inode, after=after, limit=LIST_LIMIT)
-        page = [RemoteNode.of(entry) for entry in answer["entries"]]
+        answer = await ask(client, "list", inode=inode, after=after, limit=LIST_LIMIT, as_written=as_written)
+        page = [RefusedNode.of(entry) if "refused" in entry else RemoteNode.of(entry) for entry in answer["entries"]]
         yield page
         if not answer["more"] or not page:
             return
         after = page[-1].name
 
 
-async def walk(client: SiteClient, root: RemoteNode) -> AsyncGenerator[tuple[list[bytes], RemoteNode], None]:
+async def walk(
+    client: SiteClient, root: RemoteEntry, *, as_written: bool = False
+) -> AsyncGenerator[tuple[list[bytes], RemoteEntry], None]:
     """An object and all beneath it, parents first, names in bytes order; each with its path from `root` as names.
 
     Use it under `contextlib.aclosing`.
     """
-    pending: list[tuple[list[bytes], RemoteNode]] = [([], root)]
+    pending: list[tuple[list[bytes], RemoteEntry]] = [([], root)]
     while pending:
         path, node = pending.pop()
         yield path, node
         if node.kind is Kind.DIR:
-            children = await list_all(client, node.inode)
+            children = await list_all(client, node.inode, as_written=as_written)
             pending += [([*path, name], child) for name, child in reversed(children.items())]
 
 
-async def list_all(client: SiteClient, inode: Inode) -> dict[bytes, RemoteNode]:
+async def list_all(client: SiteClient, inode: Inode, *, as_written: bool = False) -> dict[bytes, RemoteEntry]:
     """A directory's entries by name, in bytes order."""
-    found: dict[bytes, RemoteNode] = {}
-    async with aclosing(list_pages(client, inode)) as pages:
+    found: dict[bytes, RemoteEntry] = {}
+    async with aclosing(list_pages(client, inode, as_written=as_written)) as pages:
         async for page in pages:
             found.update((node.name, node) for node in page if node.name is not None)
     return found
@@ -216,7 +270,7 @@ async def count(client: SiteClient, root: RemoteNode) -> tuple[int, int]:
     async with aclosing(walk(client, root)) as found:
         async for _, node in found:
             objects += 1
-            total_bytes += node.size
+            total_bytes += node.size if isinstance(node, RemoteNode) else 0
     return objects, total_bytes
 
 
@@ -232,6 +286,15 @@ async def read_range(client: SiteClient, inode: Inode, offset: int, length: int)
     return data
 
 
+def change_owner(uid: int | None, gid: int | None, there: RemoteEntry) -> dict[str, int | None]:
+    """The ids to set so that an object has an owner, of those that are not None: what it shows already stays as written.
+
+    The id that a site shows may be what it maps another site's to; to write the same would make it this site's own.
+    """
+    shown = (there.uid, there.gid) if isinstance(there, RemoteNode) else (None, None)
+    return {"uid": None if uid == shown[0] else uid, "gid": None if gid == shown[1] else gid}
+
+
 async def make_parents(client: SiteClient, names: Sequence[bytes], *, uid: int, gid: int, now_ns: int) -> RemoteNode:
     """The directory at a path, made with its parents where they are missing.
 
@@ -240,7 +303,7 @@ async def make_parents(client: SiteClient, names: Sequence[bytes], *, uid: int, 
     """
     for depth in range(len(names) + 1):
         path = join_path(names[:depth])
-        found = await resolve_if_there(client, path)
+        found = await resolve_if_there(client, path, as_written=True)
         if found is None:
             break
         if found.kind is not Kind.DIR:

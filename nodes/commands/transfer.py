@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from nodes.commands.common import (
     EXIT_NO,
     SITE_PATH,
     SitePath,
+    as_written_option,
     echo_json,
     end,
     json_option,
@@ -68,10 +70,19 @@ def put(cluster: ClusterConfig, local: bytes, place: SitePath, checksum: bool, a
 @click.argument("place", metavar="SITE:/PATH", type=SITE_PATH)
 @click.argument("local", type=_LOCAL)
 @click.option("--checksum", is_flag=True, help="Compare content before skipping, not only size and mtime.")
-@click.option("--owner", is_flag=True, help="Set the recorded user and group ids too; this needs root.")
+@click.option("--owner", is_flag=True, help="Set user and group ids too, as the site shows them; this needs root.")
+@as_written_option
 @json_option
 @pass_cluster
-def get(cluster: ClusterConfig, place: SitePath, local: bytes, checksum: bool, owner: bool, as_json: bool) -> None:
+def get(
+    cluster: ClusterConfig,
+    place: SitePath,
+    local: bytes,
+    checksum: bool,
+    owner: bool,
+    as_written: bool,
+    as_json: bool,
+) -> None:
     """Carry a file or tree of a site to this machine. LOCAL names the copy itself; missing parents are made.
 
     What is there and equal is skipped, so that an interrupted run is finished by running it again. Nothing that is
@@ -81,8 +92,10 @@ def get(cluster: ClusterConfig, place: SitePath, local: bytes, checksum: bool, o
     Examples:
       claudefs-repl get beta:/photos ~/photos-copy
       sudo claudefs-repl get --owner alpha:/ /srv/restored
+      sudo claudefs-repl get --owner --as-written beta:/ /srv/ids-of-each-site
     """
-    report, duration_s = run_async(_get, cluster, place, local, checksum=checksum, owner=owner, show=not as_json)
+    transfer = partial(get_tree, checksum=checksum, owner=owner, as_written=as_written)
+    report, duration_s = run_async(_get, cluster, place, local, transfer, show=not as_json)
     _tell(report, duration_s, as_json=as_json)
 
 
@@ -104,15 +117,20 @@ async def _put(
 
 
 async def _get(
-    cluster: ClusterConfig, place: SitePath, local: bytes, *, checksum: bool, owner: bool, show: bool
+    cluster: ClusterConfig,
+    place: SitePath,
+    local: bytes,
+    transfer: Callable[..., Awaitable[TransferReport]],
+    *,
+    show: bool,
 ) -> tuple[TransferReport, float]:
     report = TransferReport()
     began_s = trio.current_time()
     async with _connected(cluster, place.site) as client, _progress(report, f"get {place}", show=show) as expect:
         if expect is not None:
-            expect(*await remote.count(client, await remote.resolve(client, place.path)))
+            expect(*await remote.count(client, await remote.resolve(client, place.path, as_written=True)))
         try:
-            await get_tree(client, place.path, local, checksum=checksum, owner=owner, report=report)
+            await transfer(client, place.path, local, report=report)
         except OSError as error:
             raise _refused(local, error) from error
     return report, trio.current_time() - began_s

@@ -31,7 +31,8 @@ _KIND_NAMES = {Kind.FILE: "file", Kind.DIR: "dir", Kind.SYMLINK: "symlink"}
 _STAT = (
     "i.inode, i.kind, i.mode, i.uid, i.gid, i.mtime_ns, i.length, i.target, "
     "(SELECT e.high FROM extent e WHERE e.inode = i.inode AND e.data IS NOT NULL ORDER BY e.low DESC LIMIT 1), "
-    "(SELECT count(DISTINCT quote(k.parent) || quote(k.name)) FROM link k WHERE k.inode = i.inode)"
+    "(SELECT count(DISTINCT quote(k.parent) || quote(k.name)) FROM link k WHERE k.inode = i.inode), "
+    "i.uid_stamp, i.gid_stamp"
 )
 _BY_INODE = f"""
 SELECT {_STAT} FROM inode i WHERE i.inode = ? AND i.kind IS NOT NULL AND i.gone = 0
@@ -71,11 +72,13 @@ class Stat:
 
     Attributes:
         kind: `file`, `dir` or `symlink`.
+        uid, gid: as they were written.
         size: bytes; of a symbolic link, those of its target; 0 for a directory.
         nlink: its names; 1 for a directory, as in file systems that do not count its children.
         target: of a symbolic link.
         parent: the directory in which it was found by name; None if it was asked for by number.
         name: the name that it shows there, which may be a conflict name.
+        uid_origin, gid_origin: the sites that wrote these ids; None for those of the root that no entry has set.
     """
 
     inode: Inode
@@ -89,6 +92,8 @@ class Stat:
     target: bytes | None
     parent: Inode | None
     name: bytes | None
+    uid_origin: SiteId | None
+    gid_origin: SiteId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +298,7 @@ class View:
 
 
 def _stat(row: Sequence[Any], parent: Inode | None, name: bytes | None) -> Stat:
-    inode, kind, mode, uid, gid, mtime_ns, length, target, data_end, links = row
+    inode, kind, mode, uid, gid, mtime_ns, length, target, data_end, links, uid_stamp, gid_stamp = row
     match kind:
         case Kind.FILE:
             size = max(length, data_end or 0)
@@ -313,4 +318,6 @@ def _stat(row: Sequence[Any], parent: Inode | None, name: bytes | None) -> Stat:
         target=target,
         parent=parent,
         name=name,
+        uid_origin=Stamp.unpack(uid_stamp).origin if uid_stamp else None,
+        gid_origin=Stamp.unpack(gid_stamp).origin if gid_stamp else None,
     )

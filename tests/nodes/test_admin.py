@@ -13,13 +13,16 @@ from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.error import DiskFull
 from claudefs_repl.failover import FailoverManager, SiteMode
+from claudefs_repl.journal import Inode, SiteId
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.config import load_cluster, write_cluster
 from nodes.dialing import Dialing
 from nodes.events import make_logger
 from nodes.key_files import load_keys, make_keys, write_keys
 from nodes.runtime import SystemClock
+from nodes.shown_ids import ShownIds
 from nodes.storage import DiskStorage
+from nodes.store.view import Stat
 from nodes.write_gate import WriteGate
 from protocol.handshake import LocalIdentity
 
@@ -44,18 +47,27 @@ async def alpha(tmp_path):
     limiter = AuthRateLimiter(cluster.rate_limit)
     identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, random.Random(0).getrandbits(64))
     keys = load_keys(cluster.key_file(site), site)
+    shown_ids = ShownIds(cluster, site)
     admin = Admin(
         cluster=cluster,
         site=site,
         storage=storage,
         dialing=Dialing(identity, site.address, keys, os.urandom, 5.0, limiter),
         limiters=Limiters(Admission(cluster.rate_limit, []), limiter, ()),
+        shown_ids=shown_ids,
         manager=manager,
         gate=gate,
         logger=make_logger(tmp_path / "events.jsonl", site.name, SystemClock()),
     )
     handlers = admin.handlers()
-    return SimpleNamespace(storage=storage, gate=gate, path=path, mode=handlers["mode"], reload=handlers["reload"])
+    return SimpleNamespace(
+        storage=storage,
+        gate=gate,
+        path=path,
+        shown_ids=shown_ids,
+        mode=handlers["mode"],
+        reload=handlers["reload"],
+    )
 
 
 async def test_a_pinned_mode_that_is_changed_is_pinned_as_it_is_now(alpha):
@@ -100,3 +112,19 @@ async def test_every_reload_tells_what_still_needs_a_restart(alpha):
     alpha.path.write_text(changed)
     for _ in range(2):
         assert "journal" in (await alpha.reload({}))["restart_needed"]
+
+
+async def test_identity_tables_are_taken_at_once(alpha):
+    """A reload shows ids by the new tables without a restart, and says so; another site's tables are not ours."""
+    written = Stat(Inode(5), "file", 0o644, 1000, 100, 0, 0, 1, None, Inode(1), b"f", SiteId(2), SiteId(2))
+    assert alpha.shown_ids.shown(written, "/f").uid == 1000
+    text = alpha.path.read_text()
+    alpha.path.write_text(f"{text}[sites.alpha.identity.beta]\nuids = [{{ from = 1000, to = 2000 }}]\n")
+    answer = await alpha.reload({})
+    assert answer == {"changed": ["identity"], "restart_needed": []}
+    shown = alpha.shown_ids.shown(written, "/f")
+    assert (shown.uid, shown.gid) == (2000, 100)
+    assert (await alpha.reload({}))["changed"] == []
+    alpha.path.write_text(f'{text}[sites.beta.identity.alpha]\nunmapped = "refuse"\n')
+    assert (await alpha.reload({}))["changed"] == ["identity"]
+    assert alpha.shown_ids.shown(written, "/f").uid == 1000

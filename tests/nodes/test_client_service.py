@@ -13,8 +13,10 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import Inode
 from nodes.client_ops import OPS_MAX
 from nodes.client_service import ClientService
+from nodes.config import load_cluster, write_cluster
 from nodes.events import make_logger
 from nodes.runtime import SystemClock
+from nodes.shown_ids import ShownIds
 from nodes.store.local import OpResult, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
@@ -34,10 +36,12 @@ async def too_long(args):
 async def served(tmp_path, nursery):
     store = await SqliteStore.open(tmp_path / "view.sqlite", shard_count=2)
     writes, requests = trio.open_memory_channel(256)
+    cluster = load_cluster(write_cluster(tmp_path / "cluster"))
     service = ClientService(
         store=store,
         writes=writes,
         gate=WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
+        shown_ids=ShownIds(cluster, cluster.sites[0]),
         extra={"too_long": too_long},
         logger=make_logger(tmp_path / "events.jsonl", "alpha", SystemClock()),
     )
@@ -70,6 +74,7 @@ async def served(tmp_path, nursery):
         ("resolve", {}),
         ("resolve", {"path": 5}),
         ("resolve", {"path": "/text"}),
+        ("resolve", {"path": b"/", "as_written": 1}),
         ("stat", {"inode": 1 << 63}),
         ("stat", {"inode": {}}),
         ("stat", {"inode": None}),

@@ -20,6 +20,7 @@ class StandInSite:
 
     Attributes:
         refuse: called with each operation; a string it returns refuses that operation.
+        shown_uids: what this site shows for some user ids that were written; None refuses them.
         calls: the methods that were called, with the operations of a submit.
     """
 
@@ -28,6 +29,7 @@ class StandInSite:
         self.names: dict[int, dict[bytes, int]] = {1: {}}
         self.calls: list[tuple[str, Any]] = []
         self.refuse: Callable[[Object], str | None] = lambda _op: None
+        self.shown_uids: dict[int, int | None] = {}
         self.before_call: Callable[[str], None] = lambda _method: None
         self.page = 3
         self._last = 1
@@ -42,15 +44,32 @@ class StandInSite:
         self.calls.append((method, args.get("ops")))
         return getattr(self, f"do_{method}")(**args)
 
-    def map_of(self, inode: int, parent: int | None = None, name: bytes | None = None) -> Object:
+    def map_of(
+        self, inode: int, parent: int | None = None, name: bytes | None = None, *, as_written: bool = False
+    ) -> Object:
         found = self.objects[inode]
+        uid = found["uid"] if as_written else self.shown_uids.get(found["uid"], found["uid"])
+        if uid is None:
+            return {
+                "inode": inode,
+                "kind": found["kind"],
+                "parent": parent,
+                "name": name,
+                "refused": f"uid of {name!r}",
+            }
         nlink = sum(child == inode for names in self.names.values() for child in names.values())
-        fields = {key: found[key] for key in ("kind", "mode", "uid", "gid", "mtime_ns")}
+        fields = {key: found[key] for key in ("kind", "mode", "gid", "mtime_ns")} | {"uid": uid}
         size = len(found["data"]) if found["kind"] == "file" else 0
         place = {"inode": inode, "size": size, "nlink": nlink, "parent": parent, "name": name}
-        return fields | place | {"target": found.get("target")}
+        return fields | place | {"target": found.get("target"), "uid_origin": 1, "gid_origin": 1}
 
-    def do_resolve(self, path: bytes) -> Object:
+    def stat_of(self, *args: Any, **options: Any) -> Object:
+        found = self.map_of(*args, **options)
+        if "refused" in found:
+            raise ClientError("EPERM", found["refused"], errno.EPERM)
+        return found
+
+    def do_resolve(self, path: bytes, as_written: bool = False) -> Object:
         inode, parent, name = 1, None, None
         for part in path.split(b"/")[1:]:
             if not part:
@@ -60,16 +79,16 @@ class StandInSite:
             if part not in self.names[inode]:
                 raise ClientError("ENOENT", f"{os.fsdecode(path)}: there is nothing of this name", errno.ENOENT)
             parent, name, inode = inode, part, self.names[inode][part]
-        return self.map_of(inode, parent, name)
+        return self.stat_of(inode, parent, name, as_written=as_written)
 
-    def do_stat(self, inode: int) -> Object:
-        return self.map_of(inode)
+    def do_stat(self, inode: int, as_written: bool = False) -> Object:
+        return self.stat_of(inode, as_written=as_written)
 
-    def do_list(self, inode: int, after: bytes | None, limit: int) -> Object:
+    def do_list(self, inode: int, after: bytes | None, limit: int, as_written: bool = False) -> Object:
         assert limit > 0
         names = sorted(name for name in self.names[inode] if after is None or name > after)
         shown = names[: self.page]
-        entries = [self.map_of(self.names[inode][name], inode, name) for name in shown]
+        entries = [self.map_of(self.names[inode][name], inode, name, as_written=as_written) for name in shown]
         return {"entries": entries, "more": len(names) > len(shown)}
 
     def do_read(self, inode: int, offset: int, length: int) -> bytes:

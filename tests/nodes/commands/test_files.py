@@ -124,6 +124,21 @@ def test_links(run: Run, home: str) -> None:
     run("chmod", "0600", f"{home}/s", status=1)
 
 
+def test_chown(run: Run, home: str) -> None:
+    """chown sets the owner, the group or both, also of a link; what is no pair of ids is a usage error."""
+    run("write", f"{home}/f")
+    run("ln", "-s", "f", f"{home}/s")
+    for owner, expected in [("12:34", (12, 34)), ("56", (56, 34)), (":78", (56, 78))]:
+        run("chown", owner, f"{home}/f", f"{home}/s")
+        for name in "fs":
+            shown = json.loads(run("stat", "--json", f"{home}/{name}").stdout)
+            assert (shown["uid"], shown["gid"]) == expected
+    assert "56 (written at alpha as 56)" in run("stat", f"{home}/f").stdout
+    for owner in ("", ":", "alice", "1:2:3", "-1", "4294967295"):
+        assert "UID:GID" in run("chown", "--", owner, f"{home}/f", status=2).stderr
+    run("chown", "1", f"{home}/nowhere", status=1)
+
+
 def test_rm(run: Run, home: str) -> None:
     """rm takes files, and directories only with -r; the root stays."""
     run("mkdir", "-p", f"{home}/d/e/f")

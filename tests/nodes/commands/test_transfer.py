@@ -397,3 +397,42 @@ def test_any_tree_over_any_other(site: Any, before: Any, after: Any, tmp_path_fa
 
     trio.run(run)
     assert_equal(root / "after", root / "copy")
+
+
+async def test_what_a_site_refuses_is_reported_and_the_rest_carried(site: Any, tree: Path, tmp_path: Path) -> None:
+    """An object whose owner is refused stays behind with the site's reason; as written it is carried like any other."""
+    await put(site, tree)
+    refused = site.objects[site.do_resolve(b"/t/sub/run")["inode"]]
+    refused["uid"], site.shown_uids = 4242, {4242: None}
+    report = await get(site, tmp_path / "copy")
+    assert [(problem.path, problem.reason) for problem in report.problems] == [
+        (os.fsencode(tmp_path / "copy" / "sub" / "run"), "uid of b'run'")
+    ]
+    assert not (tmp_path / "copy" / "sub" / "run").exists()
+    assert (tmp_path / "copy" / "sub" / "secret").exists()
+    assert (await get(site, tmp_path / "written", as_written=True)).complete
+    assert_equal(tree, tmp_path / "written")
+
+
+async def test_put_replaces_nothing_whose_owner_is_refused(site: Any, tree: Path) -> None:
+    """What may not be looked at is not taken over: the local object is reported with the site's reason."""
+    await put(site, tree)
+    before = site.do_resolve(b"/t/sub/run")["inode"]
+    site.objects[before]["uid"], site.shown_uids = 4242, {4242: None}
+    (tree / "sub" / "run").write_bytes(b"other content")
+    report = await put(site, tree)
+    assert [problem.reason for problem in report.problems] == ["uid of b'run'"]
+    assert site.do_resolve(b"/t/sub/run", as_written=True)["inode"] == before
+
+
+async def test_an_owner_that_shows_as_it_should_stays_as_it_was_written(site: Any, tree: Path) -> None:
+    """When put changes attributes, it writes no id that the site shows already, and any other."""
+    await put(site, tree)
+    text = site.do_resolve(b"/t/text")["inode"]
+    site.objects[text]["uid"], site.shown_uids = 4242, {4242: os.getuid()}
+    site.objects[text]["gid"] = os.getgid() + 1
+    (tree / "text").chmod(0o600)
+    await put(site, tree)
+    (change,) = [op for _, steps in site.calls for op in steps or () if op["op"] == "setattr" and op["inode"] == text]
+    assert (change["mode"], change["uid"], change["gid"]) == (0o600, None, os.getgid())
+    assert site.objects[text]["uid"] == 4242

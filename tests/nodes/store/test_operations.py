@@ -465,6 +465,20 @@ def test_concurrent_attribute_changes_merge_by_field(pair):
     assert set(one.view.xattrs(inode)) == {b"user.a", b"user.b"}
 
 
+def test_each_id_is_told_with_the_site_that_wrote_it(pair):
+    """An object may have its user from one site and its group from another; the root, at first, has them from none."""
+    alpha, beta = pair
+    (made,) = alpha.do(CreateFile(1, b"f", 0o644, 10, 20, 30))
+    beta.pull(alpha)
+    beta.do(SetAttributes(made.inode, uid=11))
+    alpha.pull(beta)
+    for site in pair:
+        (found,), _ = site.view.list_dir(ROOT_INODE, after=None, limit=10)
+        assert (found.uid, found.uid_origin, found.gid, found.gid_origin) == (11, SiteId(2), 20, SiteId(1))
+        assert site.view.stat(ROOT_INODE).uid_origin is None
+    assert alpha.view.tree_digest() == beta.view.tree_digest()
+
+
 def test_paths_are_resolved_or_refused_by_name(site):
     """ENOENT, ENOTDIR and EINVAL name the path that was asked for."""
     site.do(make_dir(1, b"d"), CreateFile(-1, b"f", 0, 0, 0, 0))
