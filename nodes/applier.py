@@ -13,6 +13,8 @@ from claudefs_repl.error import DiskFull
 from claudefs_repl.journal import Inode, SiteId
 from nodes.entry_log import EntryLog, LogReader
 from nodes.journals import Journals
+from nodes.store.dead_letters import DeadLetter, EntryKey
+from nodes.store.fold import FoldReport
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
 
@@ -115,6 +117,43 @@ class Applier:
             await transaction.commit()
         self.stats.busy_s += trio.current_time() - started_s
         self.stats.entries += report.entries
+        await self._tell(report)
+        return sum(block.count for block in blocks)
+
+    async def retry_dead_letters(self, only: DeadLetter | None) -> tuple[list[EntryKey], int]:
+        """Fold in what was a dead letter and is none any more, by pages, each one transaction.
+
+        Args:
+            only: one of them, which is retried with those that wait for it; None for all.
+
+        Returns:
+            the entries that took effect, and how many dead letters are left of those that were looked at.
+
+        Raises:
+            DiskFull: there was no room; pages before stand.
+        """
+        applied: list[EntryKey] = []
+        left = 0
+        after: EntryKey | None = None
+        while True:
+            try:
+                async with self._store.transaction() as transaction:
+                    report = await transaction.retry_dead_letters(after, only)
+                    await transaction.commit()
+            except DiskFull as full:
+                self._gate.close_for_disk(full, self._logger)
+                raise
+            applied += report.applied
+            left += report.left
+            await self._tell(report.fold)
+            after = report.upto
+            if after is None:
+                break
+        if applied:
+            self._logger.info("dead_letters_applied", entries=len(applied), left=left)
+        return applied, left
+
+    async def _tell(self, report: FoldReport) -> None:
         for conflict in report.conflicts:
             self.stats.conflicts += 1
             self._logger.warning(
@@ -131,10 +170,8 @@ class Applier:
                 await self._on_conflict(conflict.loser.origin, Inode(conflict.inode))
         for letter in report.dead_letters:
             self.stats.dead_letters += 1
-            self._logger.error(
-                "dead_letter", journal=str(log.journal), shard=letter.shard, seq=letter.seq, reason=letter.reason
-            )
-        return sum(block.count for block in blocks)
+            journal, shard, seq = str(letter.key.journal), letter.key.shard, letter.key.seq
+            self._logger.error("dead_letter", journal=journal, shard=shard, seq=seq, reason=letter.reason)
 
     async def _forget_reader(self, log: EntryLog) -> None:
         reader = self._readers.pop(log, None)

@@ -68,7 +68,8 @@ EVENTS: Mapping[str, EventKind] = {
     "conflict_found": EventKind(
         "warning", "a change lost to a concurrent one", "id kind inode what loser_site_id winner_site_id rule"
     ),
-    "dead_letter": EventKind("error", "an entry cannot be decoded; it is kept aside", "journal shard seq reason"),
+    "dead_letter": EventKind("error", "an entry cannot be applied; it is kept aside", "journal shard seq reason"),
+    "dead_letters_applied": EventKind("info", "entries that had been kept aside took effect", "entries left"),
     "client_refused": EventKind("warning", "a client's connection was closed", "reason"),
     "reclaimed": EventKind("info", "nameless files that their maker gave up were removed", "files"),
     "disk_full": EventKind("error", "no room: writes are refused until there is", "detail"),

@@ -31,6 +31,7 @@ from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
+from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
 from nodes.failover_actor import run_failover_actor, run_own_health
@@ -279,13 +280,14 @@ class _Site:
             gate=self._gate,
             logger=self._logger,
         )
+        dead_letters = DeadLetterService(cluster=self._cluster, store=store, retry=applier.retry_dead_letters)
         writes, requests = trio.open_memory_channel[WriteRequest](QUEUE_MAX)
         clients = ClientService(
             store=store,
             writes=writes,
             gate=self._gate,
             shown_ids=shown_ids,
-            extra={**status.client_handlers(), **admin.handlers()},
+            extra={**status.client_handlers(), **admin.handlers(), **dead_letters.handlers()},
             logger=self._logger,
         )
         status.clients = clients.stats

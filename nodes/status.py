@@ -341,7 +341,8 @@ def _judge(sites: dict[str, Any]) -> dict[str, Any]:
         return _not_converged(f"not reachable: {', '.join(unreachable)}")
     dead = [name for name, answer in sites.items() if answer["dead_letters"]]
     if dead:
-        return _not_converged(f"dead letters are open at {', '.join(dead)}")
+        commands = "; ".join(f"claudefs-repl deadletters list {name}" for name in dead)
+        return _not_converged(f"dead letters are open at {', '.join(dead)}; see: {commands}")
     answers = list(sites.values())
     first = cursors_from_json(answers[0]["cursors"])
     if not all(equal(first, cursors_from_json(answer["cursors"])) for answer in answers[1:]):

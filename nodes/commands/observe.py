@@ -111,7 +111,7 @@ def status(cluster: ClusterConfig, watch: bool, asked: str | None, as_json: bool
         if as_json:
             echo_json(answer)
         else:
-            _console().print(render_status(answer))
+            table_console().print(render_status(answer))
         end(_status_code(answer))
         return
     try:
@@ -126,7 +126,7 @@ def _status_code(answer: Mapping[str, Any]) -> int:
 
 async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool) -> None:
     """Go on while no site answers: that is what one watches for."""
-    console = _console()
+    console = table_console()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
         while True:
             try:
@@ -144,8 +144,8 @@ async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool
 
 def render_status(answer: Mapping[str, Any]) -> Group:
     """A status as two tables, sites and links from each site to its peers, and what could not be learnt."""
-    sites = _table("site", "id", "pid", "mode", "entries", "unapplied", "dead letters", "refuses writes")
-    links = _table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
+    sites = make_table("site", "id", "pid", "mode", "entries", "unapplied", "dead letters", "refuses writes")
+    links = make_table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
     problems = [str(answer["error"])] if "error" in answer else []
     for name, site in answer["sites"].items():
         if "unreachable" in site:
@@ -158,6 +158,8 @@ def render_status(answer: Mapping[str, Any]) -> Group:
             f"{site['dead_letters']:,}",
             Text("; ".join(map(str, site["refusing_writes"])), "yellow"),
         )
+        if site["dead_letters"]:
+            problems.append(f"{name} has dead letters; see: claudefs-repl deadletters list {name}")
         for peer_name, peer in site["peers"].items():
             told = answer["sites"].get(peer_name, {}).get("mode")
             seen = [] if peer["mode"] == told else [f"seen from here as {peer['mode']}"]
@@ -172,7 +174,7 @@ def render_status(answer: Mapping[str, Any]) -> Group:
     return Group(sites, Text(""), links, *(Text(problem, "red") for problem in problems))
 
 
-def _table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
     """A table whose last column alone may wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -186,7 +188,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _console() -> Console:
+def table_console() -> Console:
     """Where tables go. A pipe has no width to fit into."""
     return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
 

@@ -3,7 +3,7 @@
 The state that results is a function of the set of entries folded, provided that each journal's shards are folded in seq
 order: every rule of `attributes`, `extents`, `links` and `moves` goes by stamps and `seen`, never by what came first. So
 each entry is judged by itself and by its own journal's past only, before anything is changed: what fails is put aside as
-a dead letter, here and at every other site alike.
+a dead letter, here and at every other site alike. What a dead letter holds up is told in `nodes.store.dead_letters`.
 """
 
 from __future__ import annotations
@@ -50,28 +50,27 @@ from nodes.store.attributes import (
 )
 from nodes.store.causality import Causality, Cause
 from nodes.store.conflict_view import Conflict, read_conflicts
+from nodes.store.dead_letters import (
+    DeadLetter,
+    EntryKey,
+    EntryUnsound,
+    any_open,
+    holder,
+    put_aside,
+    waits_for,
+)
 from nodes.store.extents import truncate_run, write_run
 from nodes.store.judge import Judge, Watched
 from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
-from nodes.store.schema import Kind, pack_incarnation, read_applied, read_meta, write_applied, write_meta
+from nodes.store.schema import Kind, read_applied, read_meta, write_applied, write_meta
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
 TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
 _ROW_HEAD = struct.Struct("<QQ")
-_DEAD_LETTER = "INSERT INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """An entry that could not be applied."""
-
-    shard: int
-    seq: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +122,7 @@ class Fold:
         self._changed: set[JournalId] = set()
         self._mtimes: dict[int, Cause] = {}
         self._modified: dict[tuple[int, bytes], Cause] = {}
+        self._has_dead_letters = any_open(connection)
 
     def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         """Fold entries in that were journaled elsewhere, or here in an earlier life; duplicates have no effect."""
@@ -194,14 +194,16 @@ class Fold:
             payload = bytes(body[body_at:at])
             try:
                 if body_seq != seq or entry_crc32(seq, shard, origin, timestamp_us, inode, op, payload) != crc32:
-                    raise PayloadInvalid("the checksum does not match the entry")
-                operation = decode_payload(op, payload)
+                    raise EntryUnsound("the checksum does not match the entry")
                 stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
-                check_entry(stamp, inode, operation, self.shard_count)
+                operation = self.operation_of(stamp, op, inode, payload)
             except PayloadInvalid as error:
-                letter = (shard, seq, op, str(inode), str(timestamp_us), payload, str(error))
-                self.connection.execute(_DEAD_LETTER, (origin, pack_incarnation(incarnation), *letter))
-                dead_letters.append(DeadLetter(shard, seq, str(error)))
+                key, vector = EntryKey(origin, incarnation, shard, seq), seen_table[seen]
+                is_unsound = isinstance(error, EntryUnsound)
+                letter = DeadLetter(key, op, inode, timestamp_us, payload, vector, str(error), is_unsound)
+                put_aside(self.connection, letter)
+                self._has_dead_letters = True
+                dead_letters.append(letter)
                 continue
             last_us = max(last_us, timestamp_us)
             self.apply(Cause(stamp, stamp.pack(), seen_table[seen], names[seen], is_local=False), inode, operation)
@@ -216,6 +218,30 @@ class Fold:
             )
             first += count
 
+    def operation_of(self, stamp: Stamp, op: int, inode: int, payload: bytes) -> Operation:
+        """The operation of an entry that may take effect now.
+
+        Raises:
+            EntryUnsound: it never may.
+            PayloadInvalid: it may not yet: it cannot be decoded, or waits for a dead letter.
+        """
+        self.check_free(stamp, inode)
+        operation = decode_payload(op, payload)
+        check_entry(stamp, inode, operation, self.shard_count)
+        return operation
+
+    def check_free(self, stamp: Stamp, inode: int) -> None:
+        """Let an entry pass that no dead letter of its journal and object holds up.
+
+        Raises:
+            PayloadInvalid: one does; the message tells which.
+        """
+        if self._has_dead_letters:
+            key = EntryKey(stamp.origin, stamp.incarnation, stamp.shard, stamp.seq)
+            first = holder(self.connection, key, inode)
+            if first is not None:
+                raise PayloadInvalid(waits_for(first))
+
     def apply(self, cause: Cause, inode: int, operation: Operation) -> None:
         """Give one operation its effect; `check_entry` has passed it."""
         judge = self.judge
@@ -225,14 +251,14 @@ class Fold:
                 held = self._mtimes.get(inode)
                 if held is None or held.packed < cause.packed:
                     self._mtimes[inode] = cause
-                self._modified[inode, cause.run] = cause
+                self._modified[inode, cause.packed[8:24] + cause.run] = cause
             case Truncate():
                 set_length(self.connection, inode, cause.packed, operation.length)
                 truncate_run(judge, cause, inode, operation.length)
-                self._modified[inode, cause.run] = cause
+                self._modified[inode, cause.packed[8:24] + cause.run] = cause
             case SetAttr():
                 set_attributes(judge, cause, inode, operation)
-                self._modified[inode, cause.run] = cause
+                self._modified[inode, cause.packed[8:24] + cause.run] = cause
             case SetXattr():
                 self._apply_xattr(cause, inode, operation.name, operation.value)
             case RemoveXattr():
@@ -252,7 +278,7 @@ class Fold:
             fold_resolution(self.connection, cause, name, value)
             return
         set_xattr(self.judge, cause, inode, name, value)
-        self._modified[inode, cause.run] = cause
+        self._modified[inode, cause.packed[8:24] + cause.run] = cause
 
     def _apply_making(self, cause: Cause, inode: int, operation: Create | MkDir | Symlink) -> None:
         connection, target = self.connection, None
@@ -277,7 +303,7 @@ class Fold:
             # Whoever finds the object by its name has seen what its maker did to it before.
             row = self.connection.execute("SELECT named FROM inode WHERE inode = ?", (inode,)).fetchone()
             if row is not None and not row[0]:
-                self._modified.pop((inode, cause.run), None)
+                self._modified.pop((inode, cause.packed[8:24] + cause.run), None)
         note_named(self.connection, inode)
 
     def _apply_unlink(self, cause: Cause, inode: int, operation: Unlink) -> None:
@@ -308,34 +334,34 @@ def check_entry(stamp: Stamp, inode: int, operation: Operation, shard_count: int
     """Refuse an entry that no sound site writes, by rules that look at nothing but the entry.
 
     Raises:
-        PayloadInvalid: it breaks a rule on which convergence rests.
+        EntryUnsound: it breaks a rule on which convergence rests.
     """
     if not 1 <= inode <= INODE_MAX:
-        raise PayloadInvalid(f"inode {inode} is out of range")
+        raise EntryUnsound(f"inode {inode} is out of range")
     if stamp.timestamp_us > TIMESTAMP_US_MAX:
-        raise PayloadInvalid(f"stamp {stamp.timestamp_us} is out of range")
+        raise EntryUnsound(f"stamp {stamp.timestamp_us} is out of range")
     if shard_of(inode, shard_count) != stamp.shard:
-        raise PayloadInvalid(f"inode {inode:x} does not belong into shard {stamp.shard}")
+        raise EntryUnsound(f"inode {inode:x} does not belong into shard {stamp.shard}")
     match operation:
         case Create() | MkDir() | Symlink():
             if inode != make_inode(stamp.origin, stamp.timestamp_us):
-                raise PayloadInvalid(f"inode {inode:x} is not the number that its stamp gives")
+                raise EntryUnsound(f"inode {inode:x} is not the number that its stamp gives")
             if isinstance(operation, MkDir):
                 _check_parent(stamp, operation.parent)
         case Unlink() | Rename() | Link():
             is_root = inode == ROOT_INODE
             if isinstance(operation, Unlink) and operation.parent is None and inode >> STAMP_BITS != stamp.origin:
-                raise PayloadInvalid("a file without a name is given up by the site that made it")
+                raise EntryUnsound("a file without a name is given up by the site that made it")
             if isinstance(operation, Rename):
                 is_root = is_root or any(replaced.inode == ROOT_INODE for replaced in operation.replaced)
                 if operation.is_dir:
                     _check_parent(stamp, operation.to_parent)
             if is_root:
-                raise PayloadInvalid("the root is neither named nor removed")
+                raise EntryUnsound("the root is neither named nor removed")
         case _:
             pass
 
 
 def _check_parent(stamp: Stamp, parent: int) -> None:
     if parent & TIMESTAMP_US_MAX >= stamp.timestamp_us:
-        raise PayloadInvalid("a directory is placed into one that is younger than the entry")
+        raise EntryUnsound("a directory is placed into one that is younger than the entry")

@@ -2,7 +2,7 @@
 
 An add is identified by its stamp. A removal removes the adds of its link that its writer had seen. An add may arrive
 after a removal that had seen it, because shards and journals arrive in any order: then a tomb kept from the removal stops
-it. A tomb is kept only if an add that it saw can still be on its way.
+it. A tomb is kept only if an add that it saw can still be on its way, or is a dead letter that may be folded later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from claudefs_repl.checkpoint import Cursors, decode_cursors
 from claudefs_repl.journal import Stamp, shard_of
 from nodes.store.causality import Cause, has_seen
 from nodes.store.claims import add_claim, refresh, remove_claim
+from nodes.store.dead_letters import is_open_for
 from nodes.store.judge import Judge
 
 _TOMBS = (
@@ -73,7 +74,8 @@ def remove_link(judge: Judge, cause: Cause, removal: Removal) -> None:
             judge.unclaim(parent, name, inode, packed, cause if removal.cover else None)
             judge.note_removed_from(parent, cause)
     judge.unlink(inode, (parent, name), cause, removal.to)
-    if not cause.is_local and _may_still_arrive(judge, cause, seen, inode):
+    is_all_here = cause.is_local or not _may_still_arrive(judge, cause, seen, inode)
+    if not is_all_here or is_open_for(connection, inode):
         tomb = (inode, parent, name, cause.packed, judge.causality.intern(cause.seen))
         connection.execute("INSERT OR IGNORE INTO tomb VALUES (?, ?, ?, ?, ?)", tomb)
     refresh(connection, parent)

@@ -22,7 +22,7 @@ SQLite's integers are not, so they are blobs of 8 bytes, big endian.
 | piece     | run of bytes that lost                                                                               |
 | resolution | conflict that somebody settled                                                                      |
 | trash     | removed directory, with the place at which it shows while it holds something                         |
-| dead_letter | entry that could not be decoded                                                                    |
+| dead_letter | entry that could not be applied, or waits for one (`nodes.store.dead_letters`)                     |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from enum import IntEnum
 from claudefs_repl.error import CallerError
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x43465352
 """`CFSR`: tells the store from any other SQLite file."""
 PAGE_BYTES = 8192
@@ -134,9 +134,10 @@ CREATE TABLE piece(
 CREATE TABLE resolution(conflict BLOB PRIMARY KEY, stamp BLOB NOT NULL, how INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead_letter(
     origin INTEGER NOT NULL, incarnation BLOB NOT NULL, shard INTEGER NOT NULL, seq INTEGER NOT NULL, op INTEGER NOT NULL,
-    inode TEXT NOT NULL, timestamp_us TEXT NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
-    PRIMARY KEY(origin, incarnation, shard, seq)
+    inode TEXT NOT NULL, timestamp_us TEXT NOT NULL, payload BLOB NOT NULL, seen BLOB NOT NULL, reason TEXT NOT NULL,
+    is_unsound INTEGER NOT NULL, PRIMARY KEY(origin, incarnation, shard, seq)
 ) WITHOUT ROWID;
+CREATE INDEX dead_letter_inode ON dead_letter(inode) WHERE is_unsound = 0;
 INSERT INTO inode(inode, kind, mode, uid, gid, mtime_ns, named)
 VALUES ({ROOT_INODE}, {Kind.DIR}, {0o755}, 0, 0, 0, 1);
 PRAGMA application_id = {APPLICATION_ID};

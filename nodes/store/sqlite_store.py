@@ -21,10 +21,12 @@ from claudefs_repl.block import Block
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import DiskFull, SyncFailed, WorldError
 from claudefs_repl.journal import JournalId
+from nodes.store.dead_letters import DeadLetter, EntryKey, any_open
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting, Forgotten
 from nodes.store.judge import Watched
 from nodes.store.local import LocalFold, LocalRequest, StampSource, WriteData
+from nodes.store.retry import RetryReport, retry_letters
 from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
 from nodes.store.validate import fold_local
 from nodes.store.view import View
@@ -144,12 +146,17 @@ class SqliteStore:
     async def forget(self, stable: Cursors) -> bool:
         """Take a step of forgetting what is causally stable; whether the sweep has come to its end.
 
+        While a dead letter is open nothing is forgotten: it is not applied, whatever the cursors tell.
+
         Raises:
             DiskFull: there was no room; nothing is changed.
         """
 
         def step() -> bool:
             with _told_apart(self.path):
+                if any_open(self._writer):
+                    self._stable = {}
+                    return True
                 self._writer.execute("BEGIN IMMEDIATE")
                 try:
                     is_done = self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
@@ -272,6 +279,10 @@ class StoreTransaction:
     async def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         """Fold entries of a journal in, in seq order for each shard; what is applied already has no effect."""
         return await self._run(lambda fold: fold.fold_blocks(journal, blocks))
+
+    async def retry_dead_letters(self, after: EntryKey | None, only: DeadLetter | None) -> RetryReport:
+        """Fold a page of dead letters in, as far as they can be applied now (`nodes.store.retry`)."""
+        return await self._run(lambda fold: retry_letters(fold, after, only))
 
     async def commit(self) -> None:
         """Make state and applied cursors visible together; the transaction is over.

@@ -161,6 +161,11 @@ class _Group:
         shard = shard_of(inode, self._source.shard_count)
         seq = self._next_seqs[shard]
         stamp = Stamp(timestamp_us, journal.origin, journal.incarnation, shard, seq)
+        try:
+            self._fold.check_free(stamp, inode)
+        except PayloadInvalid as error:
+            remedy = "upgrade this site, then use: claudefs-repl deadletters retry"
+            raise OperationRefused(errno.EBUSY, f"{inode:x} cannot be changed: the change {error}; {remedy}") from error
         self._fold.apply(Cause(stamp, stamp.pack(), self._seen, self._run, is_local=True), inode, operation)
         crc32 = entry_crc32(seq, shard, journal.origin, timestamp_us, inode, code, payload)
         size = len(payload) + ROW_HEAD_BYTES

@@ -107,7 +107,7 @@ def test_an_unsound_entry_is_a_dead_letter(site, name):
     report = site.take(JOURNAL, [block])
     assert report.entries == 1
     assert report.last_timestamp_us == 0
-    assert [(letter.shard, letter.seq) for letter in report.dead_letters] == [(block.shard, 1)]
+    assert [(letter.key.shard, letter.key.seq) for letter in report.dead_letters] == [(block.shard, 1)]
     assert report.dead_letters[0].reason
     changed = [table for table, rows in site.dump().items() if rows != before[table]]
     assert set(changed) == {"dead_letter", "journal"}
