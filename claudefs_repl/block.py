@@ -50,6 +50,8 @@ SEEN_BYTES_MAX = 256 * 1024
 _HEAD = struct.Struct("<BBHIQIII")
 _ROW_HEAD = struct.Struct("<QQ")
 ROW_HEAD_BYTES = _ROW_HEAD.size
+unpack_row_head = _ROW_HEAD.unpack_from
+"""An entry's seq and inode, before its payload in the body."""
 _COLUMN_BYTES = 8 + 4 + 4 + 1 + 1 + 1
 BLOCK_BYTES_MAX = _HEAD.size + ENTRIES_MAX * _COLUMN_BYTES + SEEN_BYTES_MAX + BODY_BYTES_MAX
 """No block is longer, so no reader of one takes more memory than this."""

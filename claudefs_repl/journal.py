@@ -101,6 +101,8 @@ class Stamp(NamedTuple):
 
 
 _STAMP = struct.Struct(">QQQIQ")
+pack_stamp = _STAMP.pack
+"""`Stamp(...).pack()` for who has the fields and needs no `Stamp`."""
 _CRC_PREFIX = struct.Struct("<QIQQQB")
 
 

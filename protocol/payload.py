@@ -7,6 +7,7 @@ Integers are non-negative but for times; `replaced` is an array of [inode, is_di
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -44,6 +45,21 @@ TIME_NS_LIMIT = 1 << 63
 INODE_MAX = (1 << 63) - 1
 REPLACED_MAX = 64
 """One name shows one object, and its concurrent rivals as conflict names: a Rename never replaces more than a few."""
+
+WRITE_OFFSET_MAX = FILE_BYTES_MAX - DATA_BYTES_MAX
+"""A write that begins no later ends within the largest file, however long it is."""
+_WRITE = int(Op.WRITE)
+_unpack = partial(
+    msgpack.unpackb,
+    use_list=False,
+    raw=False,
+    strict_map_key=True,
+    max_bin_len=PAYLOAD_BYTES_MAX,
+    max_str_len=0,
+    max_array_len=REPLACED_MAX,
+    max_map_len=0,
+    max_ext_len=0,
+)
 
 OP_OF: dict[type, Op] = {
     Create: Op.CREATE,
@@ -93,19 +109,19 @@ def decode_payload(op: int, payload: bytes) -> Operation:
         PayloadInvalid: not msgpack, another version, another number of fields, or a field out of its range.
     """
     try:
-        fields = msgpack.unpackb(
-            payload,
-            use_list=False,
-            raw=False,
-            strict_map_key=True,
-            max_bin_len=PAYLOAD_BYTES_MAX,
-            max_str_len=0,
-            max_array_len=REPLACED_MAX,
-            max_map_len=0,
-            max_ext_len=0,
-        )
+        fields = _unpack(payload)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise PayloadInvalid(f"not a payload: {error}") from error
+    if op == _WRITE and type(fields) is tuple and len(fields) == 3 and fields[0] == VERSION and type(fields[0]) is int:
+        # Nearly all entries are writes: they take the short way.
+        _, offset, data = fields
+        if (
+            type(offset) is int
+            and type(data) is bytes
+            and 0 <= offset <= WRITE_OFFSET_MAX
+            and len(data) <= DATA_BYTES_MAX
+        ):
+            return Write(offset, data)
     if not isinstance(fields, tuple) or not fields:
         raise PayloadInvalid("a payload is an array that begins with its version")
     if fields[0] != VERSION or type(fields[0]) is not int:

@@ -13,25 +13,33 @@ from nodes.store.judge import Judge, Memory
 from nodes.store.schema import Kind
 
 _MAKE = (
-    "INSERT OR IGNORE INTO inode(inode, kind, made, target, mode, mode_stamp, uid, uid_stamp, gid, gid_stamp, "
-    "mtime_ns, mtime_stamp, named) VALUES (?1, ?2, ?8, ?3, ?4, ?8, ?5, ?8, ?6, ?8, ?7, ?8, ?9)"
+    "INSERT OR IGNORE INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, named) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
 )
 _MEET = "INSERT OR IGNORE INTO inode(inode) VALUES (?)"
-_MAKE_KNOWN = "UPDATE inode SET kind = ?2, target = ?3, made = ?4, named = named OR ?5 WHERE inode = ?1 AND made < ?4"
-_SET = """
-UPDATE inode SET
-    mode = CASE WHEN ?2 IS NOT NULL AND mode_stamp < ?6 THEN ?2 ELSE mode END,
-    mode_stamp = CASE WHEN ?2 IS NOT NULL AND mode_stamp < ?6 THEN ?6 ELSE mode_stamp END,
-    uid = CASE WHEN ?3 IS NOT NULL AND uid_stamp < ?6 THEN ?3 ELSE uid END,
-    uid_stamp = CASE WHEN ?3 IS NOT NULL AND uid_stamp < ?6 THEN ?6 ELSE uid_stamp END,
-    gid = CASE WHEN ?4 IS NOT NULL AND gid_stamp < ?6 THEN ?4 ELSE gid END,
-    gid_stamp = CASE WHEN ?4 IS NOT NULL AND gid_stamp < ?6 THEN ?6 ELSE gid_stamp END,
-    mtime_ns = CASE WHEN ?5 IS NOT NULL AND mtime_stamp < ?6 THEN ?5 ELSE mtime_ns END,
-    mtime_stamp = CASE WHEN ?5 IS NOT NULL AND mtime_stamp < ?6 THEN ?6 ELSE mtime_stamp END
-WHERE inode = ?1
-"""
-_FIELDS = "SELECT made, mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
-_TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND mtime_stamp < ?3"
+_STAMPED = (("mode", "mode_stamp"), ("uid", "uid_stamp"), ("gid", "gid_stamp"), ("mtime_ns", "mtime_stamp"))
+# ruff: noqa: S608 -- the statements are joined from constants only
+# A field that has its maker's value has no stamp of its own: the maker's counts.
+_MAKE_KNOWN = (
+    "UPDATE inode SET kind = ?2, target = ?4, made = ?3, named = named OR ?9, "
+    + ", ".join(
+        f"{field} = CASE WHEN {stamp} < ?3 THEN ?{number} ELSE {field} END, "
+        f"{stamp} = CASE WHEN {stamp} < ?3 THEN x'' ELSE {stamp} END"
+        for number, (field, stamp) in enumerate(_STAMPED, 5)
+    )
+    + " WHERE inode = ?1 AND made < ?3"
+)
+_SET = (
+    "UPDATE inode SET "
+    + ", ".join(
+        f"{field} = CASE WHEN ?{number} IS NOT NULL AND max(made, {stamp}) < ?6 THEN ?{number} ELSE {field} END, "
+        f"{stamp} = CASE WHEN ?{number} IS NOT NULL AND max(made, {stamp}) < ?6 THEN ?6 ELSE {stamp} END"
+        for number, (field, stamp) in enumerate(_STAMPED, 2)
+    )
+    + " WHERE inode = ?1"
+)
+_FIELDS = "SELECT mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
+_TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND max(made, mtime_stamp) < ?3"
 _SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
 _SET_XATTR = (
     "INSERT INTO xattr(inode, name, stamp, value) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
@@ -50,13 +58,10 @@ def make_object(
     is_named: bool,
 ) -> None:
     """The entry that makes an object; others may have told of the object before."""
-    made = connection.execute(
-        _MAKE, (inode, kind, target, fields.mode, fields.uid, fields.gid, fields.mtime_ns, stamp, is_named)
-    )
-    if made.rowcount == 1:
+    parameters = (inode, kind, stamp, target, fields.mode, fields.uid, fields.gid, fields.mtime_ns, is_named)
+    if connection.execute(_MAKE, parameters).rowcount == 1:
         return
-    connection.execute(_MAKE_KNOWN, (inode, kind, target, stamp, is_named))
-    _set_attributes(connection, inode, stamp, fields)
+    connection.execute(_MAKE_KNOWN, parameters)
     refresh_holders(connection, inode)
 
 
@@ -80,13 +85,13 @@ def _set_attributes(connection: sqlite3.Connection, inode: int, stamp: bytes, fi
 
 
 def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
-    row = judge.connection.execute(_FIELDS, (inode,)).fetchone() or (b"",) * 7
-    made, there = row[0], {"mode": row[1:3], "uid": row[3:5], "gid": row[5:7]}
+    row = judge.connection.execute(_FIELDS, (inode,)).fetchone() or (b"",) * 6
+    there = {"mode": row[:2], "uid": row[2:4], "gid": row[4:6]}
     for name, (stamp, value) in there.items():
         new = getattr(fields, name)
         if new is not None:
             # Whoever changes an object has seen its making.
-            known = None if stamp in (b"", made) else (stamp, value)
+            known = (stamp, value) if stamp else None
             judge.set_value(Target(inode, Facet.FIELD, name.encode()), cause, new, known)
     if fields.mtime_ns is not None:
         # A write moves the time as well, and is no rival: so the table does not tell who set it.

@@ -17,6 +17,10 @@ VISIBLE = f"i.kind IS NOT NULL AND i.gone = 0 AND l.is_dir = (i.kind = {Kind.DIR
 """The condition on `link l JOIN inode i` under which a claim counts."""
 
 _INSERT = "INSERT INTO link(parent, name, inode, stamp, is_dir) VALUES (?, ?, ?, ?, ?)"
+_CONTEST = (
+    "INSERT OR IGNORE INTO contested SELECT ?1, ?2 "
+    "WHERE EXISTS (SELECT 1 FROM link WHERE parent = ?1 AND name = ?2 AND inode <> ?3)"
+)
 _DELETE = "DELETE FROM link WHERE parent = ? AND name = ? AND inode = ? AND stamp = ?"
 _TRASH = "SELECT parent, name, stamp, is_shown FROM trash WHERE inode = ?"
 _HOLDS = f"""
@@ -25,10 +29,19 @@ SELECT EXISTS(SELECT 1 FROM link l JOIN inode i ON i.inode = l.inode WHERE l.par
 
 
 def add_claim(
-    connection: sqlite3.Connection, parent: int, name: bytes, inode: int, stamp: bytes, *, is_dir: bool
+    connection: sqlite3.Connection,
+    parent: int,
+    name: bytes,
+    inode: int,
+    stamp: bytes,
+    *,
+    is_dir: bool,
+    is_alone: bool = False,
 ) -> None:
-    """Enter a claim; the parent is not refreshed."""
+    """Enter a claim; the parent is not refreshed. `is_alone` is told by who knows that no other object claims the name."""
     connection.execute(_INSERT, (parent, name, inode, stamp, is_dir))
+    if not is_alone:
+        connection.execute(_CONTEST, (parent, name, inode))
 
 
 def remove_claim(connection: sqlite3.Connection, parent: int, name: bytes, inode: int, stamp: bytes) -> None:

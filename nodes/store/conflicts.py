@@ -125,7 +125,7 @@ class ConflictList:
         found: ids of the conflicts that this fold brought, in order; some may be gone again.
     """
 
-    def __init__(self, connection: sqlite3.Connection, watch: Callable[[int], None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, watch: Callable[[int, Facet], None]) -> None:
         """`watch` is told of each object that has a conflict."""
         self._connection = connection
         self._watch = watch
@@ -139,7 +139,7 @@ class ConflictList:
                 _INSERT,
                 (number, *target, kind, loser.stamp, loser.run, winner, *loser[2:]),
             )
-            self._watch(target.object)
+            self._watch(target.object, target.facet)
             self.found[number] = None
         else:
             self._connection.execute(_RAISE, (number, kind, winner, loser.parent, loser.name))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from claudefs_repl.journal import FILE_BYTES_MAX
 from nodes.store.causality import Cause
-from nodes.store.conflicts import cut_data
+from nodes.store.conflicts import Facet, cut_data
 from nodes.store.judge import Judge, Piece
 
 _LAST_BEFORE = "SELECT low, high, stamp, data IS NULL FROM extent WHERE inode = ? AND low < ? ORDER BY low DESC LIMIT 1"
@@ -62,7 +62,7 @@ def _put_run(judge: Judge, cause: Cause, inode: int, new: Piece) -> None:
     # or it is the hole that a truncate left, which begins there.
     last = connection.execute(_LAST_BEFORE, (inode, high)).fetchone()
     if last is None or last[1] <= low:
-        if inode in judge.objects:
+        if judge.watched.has(inode, Facet.DATA):
             judge.write(inode, cause, new, ())
         connection.execute(_INSERT, (inode, low, high, stamp, data))
         return

@@ -9,20 +9,21 @@ a dead letter, here and at every other site alike. What a dead letter holds up i
 from __future__ import annotations
 
 import sqlite3
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from claudefs_repl.block import ROW_HEAD_BYTES, Block
+from claudefs_repl.block import ROW_HEAD_BYTES, Block, unpack_row_head
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import (
     ROOT_INODE,
     STAMP_BITS,
     JournalId,
+    Op,
     Stamp,
     entry_crc32,
     make_inode,
+    pack_stamp,
     shard_of,
 )
 from claudefs_repl.operations import (
@@ -48,6 +49,7 @@ from nodes.store.attributes import (
     set_mtime,
     set_xattr,
 )
+from nodes.store.bulk import Bulk, NewObject
 from nodes.store.causality import Causality, Cause
 from nodes.store.conflict_view import Conflict, read_conflicts
 from nodes.store.dead_letters import (
@@ -70,7 +72,8 @@ from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
-_ROW_HEAD = struct.Struct("<QQ")
+ANY_TIME = frozenset({Op.WRITE, Op.TRUNCATE, Op.SET_ATTR, Op.SET_XATTR, Op.REMOVE_XATTR})
+"""Operations of which `check_entry` looks at nothing but the object's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,9 @@ class Fold:
             shard_count=self.shard_count,
         )
         self._changed: set[JournalId] = set()
-        self._mtimes: dict[int, Cause] = {}
-        self._modified: dict[tuple[int, bytes], Cause] = {}
+        self._bulk = Bulk(connection, self.judge)
+        self._mtimes: dict[int, bytes] = {}
+        self._modified: dict[tuple[JournalId, bytes], dict[int, bytes]] = {}
         self._has_dead_letters = any_open(connection)
 
     def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
@@ -159,12 +163,20 @@ class Fold:
 
     def flush(self) -> None:
         """Write what runs of changes left behind: one row for each file instead of one for each write."""
-        for inode, cause in self._mtimes.items():
-            set_mtime(self.connection, inode, cause.packed, cause.stamp.timestamp_us * 1000)
+        mtimes = [
+            (inode, stamp)
+            for inode, stamp in self._mtimes.items()
+            if not self._bulk.touch(inode, _time_ns(stamp), stamp)
+        ]
+        self._bulk.flush()
+        for inode, stamp in mtimes:
+            set_mtime(self.connection, inode, stamp, _time_ns(stamp))
         self._mtimes.clear()
-        for (inode, _), cause in self._modified.items():
-            if self.judge.is_judged(inode, cause):
-                self.judge.modify(inode, cause)
+        for (_, seen), inodes in self._modified.items():
+            for inode, stamp in inodes.items():
+                cause = Cause(Stamp.unpack(stamp), stamp, seen, self.causality.name_of(seen), is_local=False)
+                if self.judge.is_judged(inode, cause):
+                    self.judge.modify(inode, cause)
         self._modified.clear()
 
     def found_conflicts(self) -> list[Conflict]:
@@ -179,35 +191,101 @@ class Fold:
         Returns:
             the greatest stamp among those that took effect.
         """
-        (origin, incarnation), shard, last_us = journal, block.shard, 0
-        body, at = block.body, 0
+        (origin, incarnation), shard = journal, block.shard
         seen_table = block.seen_table
         names = [self.causality.name_of(seen) for seen in seen_table]
         self._note_runs(journal, block, done, seen_table)
+        rows = self._read_rows(journal, block, done, dead_letters)
+        self._bulk.begin(*_asked_for(rows))
+        modified = [self._modified_of(journal, seen) for seen in seen_table]
+        add_run, mtimes = self._bulk.add_run, self._mtimes
+        for seq, timestamp_us, inode, seen, operation in rows:
+            packed = pack_stamp(timestamp_us, origin, incarnation, shard, seq)
+            if type(operation) is Write and add_run(inode, operation.offset, operation.data, packed):
+                modified[seen][inode] = packed
+                if mtimes.get(inode, b"") < packed:
+                    mtimes[inode] = packed
+                continue
+            if self._take_short_way(packed, modified[seen], inode, operation):
+                continue
+            self._bulk.flush(inode)
+            stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
+            self.apply(Cause(stamp, packed, seen_table[seen], names[seen], is_local=False), inode, operation)
+        return max((timestamp_us for _, timestamp_us, *_ in rows), default=0)
+
+    def _read_rows(
+        self, journal: JournalId, block: Block, done: int, dead_letters: list[DeadLetter]
+    ) -> list[tuple[int, int, int, int, Operation]]:
+        """The entries of a block beyond a seq that may take effect: seq, timestamp, inode, index of `seen`, operation."""
+        rows: list[tuple[int, int, int, int, Operation]] = []
+        (origin, incarnation), shard = journal, block.shard
+        body, at = block.body.tobytes(), 0
+        sound: set[int] = set()
+        is_plain = not self._has_dead_letters and max(block.timestamps) <= TIMESTAMP_US_MAX
         columns = zip(block.timestamps, block.ops, block.lengths, block.crcs, block.seen_indexes, strict=True)
         for seq, (timestamp_us, op, length, crc32, seen) in enumerate(columns, block.first_seq):
             body_at = at + ROW_HEAD_BYTES
             at = body_at + length
             if seq <= done:
                 continue
-            body_seq, inode = _ROW_HEAD.unpack_from(body, body_at - ROW_HEAD_BYTES)
-            payload = bytes(body[body_at:at])
+            body_seq, inode = unpack_row_head(body, body_at - ROW_HEAD_BYTES)
+            payload = body[body_at:at]
             try:
                 if body_seq != seq or entry_crc32(seq, shard, origin, timestamp_us, inode, op, payload) != crc32:
                     raise EntryUnsound("the checksum does not match the entry")
-                stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
-                operation = self.operation_of(stamp, op, inode, payload)
+                if inode in sound and op in ANY_TIME and not self._has_dead_letters:
+                    # Of such an operation the entry tells nothing more to check than of the one before.
+                    operation = decode_payload(op, payload)
+                else:
+                    stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
+                    operation = self.operation_of(stamp, op, inode, payload)
+                    if is_plain:
+                        sound.add(inode)
             except PayloadInvalid as error:
-                key, vector = EntryKey(origin, incarnation, shard, seq), seen_table[seen]
+                key, vector = EntryKey(origin, incarnation, shard, seq), block.seen_table[seen]
                 is_unsound = isinstance(error, EntryUnsound)
                 letter = DeadLetter(key, op, inode, timestamp_us, payload, vector, str(error), is_unsound)
                 put_aside(self.connection, letter)
                 self._has_dead_letters = True
                 dead_letters.append(letter)
                 continue
-            last_us = max(last_us, timestamp_us)
-            self.apply(Cause(stamp, stamp.pack(), seen_table[seen], names[seen], is_local=False), inode, operation)
-        return last_us
+            rows.append((seq, timestamp_us, inode, seen, operation))
+        return rows
+
+    def _take_short_way(self, stamp: bytes, modified: dict[int, bytes], inode: int, operation: Operation) -> bool:
+        """Whether an entry, no write, is one of the many that need no judging, and is gathered."""
+        match operation:
+            case Write():
+                return False
+            case Create():
+                made = NewObject(
+                    Kind.FILE, stamp, None, operation.mode, operation.uid, operation.gid, operation.mtime_ns
+                )
+                return self._bulk.add_object(inode, made, _place(operation.parent, operation.name))
+            case Symlink(target=target):
+                made = NewObject(
+                    Kind.SYMLINK, stamp, target, SYMLINK_MODE, operation.uid, operation.gid, operation.mtime_ns
+                )
+                return self._bulk.add_object(inode, made, _place(operation.parent, operation.name))
+            case SetAttr(mode=None, uid=None, gid=None, mtime_ns=int(mtime_ns)):
+                return self._bulk.set_mtime(inode, mtime_ns, stamp)
+            case Rename(from_parent=None, is_dir=False, replaced=()):
+                if not self._bulk.name_object(inode, (operation.to_parent, operation.to_name), stamp):
+                    return False
+                # Whoever finds the object by its name has seen what its maker did to it before.
+                modified.pop(inode, None)
+                return True
+        place = _claim_of(operation)
+        if place is not None:
+            self._bulk.claim(place)
+        return False
+
+    def _modified_of(self, journal: JournalId, seen: bytes) -> dict[int, bytes]:
+        """The objects that a run of a journal has changed, each with the stamp of its last change."""
+        return self._modified.setdefault((journal, seen), {})
+
+    def _note_modified(self, inode: int, cause: Cause) -> None:
+        self._modified_of(cause.journal, cause.seen)[inode] = cause.packed
 
     def _note_runs(self, journal: JournalId, block: Block, done: int, seen_table: Sequence[bytes]) -> None:
         first = max(block.first_seq, done + 1)
@@ -248,17 +326,15 @@ class Fold:
         match operation:
             case Write():
                 write_run(judge, cause, inode, operation.offset, operation.data)
-                held = self._mtimes.get(inode)
-                if held is None or held.packed < cause.packed:
-                    self._mtimes[inode] = cause
-                self._modified[inode, cause.packed[8:24] + cause.run] = cause
+                self._mtimes[inode] = max(cause.packed, self._mtimes.get(inode, b""))
+                self._note_modified(inode, cause)
             case Truncate():
                 set_length(self.connection, inode, cause.packed, operation.length)
                 truncate_run(judge, cause, inode, operation.length)
-                self._modified[inode, cause.packed[8:24] + cause.run] = cause
+                self._note_modified(inode, cause)
             case SetAttr():
                 set_attributes(judge, cause, inode, operation)
-                self._modified[inode, cause.packed[8:24] + cause.run] = cause
+                self._note_modified(inode, cause)
             case SetXattr():
                 self._apply_xattr(cause, inode, operation.name, operation.value)
             case RemoveXattr():
@@ -278,7 +354,7 @@ class Fold:
             fold_resolution(self.connection, cause, name, value)
             return
         set_xattr(self.judge, cause, inode, name, value)
-        self._modified[inode, cause.packed[8:24] + cause.run] = cause
+        self._note_modified(inode, cause)
 
     def _apply_making(self, cause: Cause, inode: int, operation: Create | MkDir | Symlink) -> None:
         connection, target = self.connection, None
@@ -303,7 +379,7 @@ class Fold:
             # Whoever finds the object by its name has seen what its maker did to it before.
             row = self.connection.execute("SELECT named FROM inode WHERE inode = ?", (inode,)).fetchone()
             if row is not None and not row[0]:
-                self._modified.pop((inode, cause.packed[8:24] + cause.run), None)
+                self._modified_of(cause.journal, cause.seen).pop(inode, None)
         note_named(self.connection, inode)
 
     def _apply_unlink(self, cause: Cause, inode: int, operation: Unlink) -> None:
@@ -328,6 +404,38 @@ class Fold:
                 fold_removal(self.judge, cause, replaced.inode)
             elif replaced.inode != inode:
                 remove_link(self.judge, cause, Removal(to_parent, to_name, replaced.inode, cover=True))
+
+
+def _time_ns(stamp: bytes) -> int:
+    return int.from_bytes(stamp[:8], "big") * 1000
+
+
+def _place(parent: int | None, name: bytes | None) -> tuple[int, bytes] | None:
+    return None if parent is None or name is None else (parent, name)
+
+
+def _claim_of(operation: Operation) -> tuple[int, bytes] | None:
+    """The name that an operation claims."""
+    match operation:
+        case Create() | MkDir() | Symlink() | Link():
+            return _place(operation.parent, operation.name)
+        case Rename():
+            return operation.to_parent, operation.to_name
+    return None
+
+
+def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[list[int], list[tuple[int, bytes]]]:
+    """What some entries make, and the names that they claim."""
+    makings, claims = list[int](), list[tuple[int, bytes]]()
+    for _, _, inode, _, operation in rows:
+        if isinstance(operation, Write):
+            continue
+        if isinstance(operation, Create | Symlink):
+            makings.append(inode)
+        place = _claim_of(operation)
+        if place is not None:
+            claims.append(place)
+    return makings, claims
 
 
 def check_entry(stamp: Stamp, inode: int, operation: Operation, shard_count: int) -> None:

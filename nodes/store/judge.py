@@ -4,7 +4,7 @@ The tables of the tree hold the latest value of each target with its stamp. What
 what arrives too late to show, is remembered in `recent` until it is causally stable: some entry that is still on its way
 may be concurrent with it. So whichever of two entries comes second meets the first, in the tree or in `recent`.
 
-Nothing is looked up for objects of which nothing is remembered, which are nearly all: `Judge.objects` holds the others.
+Nothing is looked up where nothing is remembered, which is nearly everywhere: `Judge.watched` holds the other places.
 An object is known to its maker alone until it has a name, so what its maker does to it before is not judged at all.
 """
 
@@ -33,10 +33,12 @@ _RECALL_RUNS = (
 _RECALL_FACET = (
     "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? ORDER BY detail, stamp"
 )
+_HAS = "SELECT EXISTS (SELECT 1 FROM tomb), EXISTS (SELECT 1 FROM trash)"
 _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
 _LEFT = b"left"
 _IS_NAMED = "SELECT named FROM inode WHERE inode = ?"
-_OBJECTS = "SELECT object FROM recent UNION SELECT object FROM conflict LIMIT ?"
+_WATCHED = "SELECT object, facet FROM recent UNION SELECT object, facet FROM conflict LIMIT ?"
+_FACET_BITS = 4
 WATCHED_MAX = 200_000
 """About 15 MiB; beyond it each entry costs a few queries more."""
 
@@ -61,45 +63,49 @@ class Memory(NamedTuple):
 
 
 class Watched:
-    """The objects of which something is remembered, or in conflict; perhaps more than these, never fewer.
+    """The facets of objects of which something is remembered, or in conflict; perhaps more than these, never fewer.
 
     Owned by the store; outlives its transactions.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._inodes: set[int] = set()
+        self._keys: set[int] = set()
         self._is_full = False
         self.reload(connection)
 
-    def __contains__(self, inode: int) -> bool:
-        return self._is_full or inode in self._inodes
+    def has(self, inode: int, facet: Facet) -> bool:
+        """Whether something may be there to look up."""
+        return self._is_full or inode << _FACET_BITS | facet in self._keys
 
-    def add(self, inode: int) -> None:
+    def add(self, inode: int, facet: Facet) -> None:
         """Watch one more; when they are too many to tell apart, all are watched."""
-        self._inodes.add(inode)
-        self._is_full = self._is_full or len(self._inodes) > WATCHED_MAX
+        self._keys.add(inode << _FACET_BITS | facet)
+        self._is_full = self._is_full or len(self._keys) > WATCHED_MAX
 
     def reload(self, connection: sqlite3.Connection) -> None:
         """Watch just what must be, after something was forgotten."""
-        self._inodes = {inode for (inode,) in connection.execute(_OBJECTS, (WATCHED_MAX + 1,))}
-        self._is_full = len(self._inodes) > WATCHED_MAX
+        rows = connection.execute(_WATCHED, (WATCHED_MAX + 1,))
+        self._keys = {inode << _FACET_BITS | facet for inode, facet in rows}
+        self._is_full = len(self._keys) > WATCHED_MAX
 
 
 class Judge:
     """Compares entries over one transaction. Owned by the `Fold` that is open.
 
     Attributes:
-        objects: what must be looked up; outlives the transaction, and may name more than there is.
+        watched: what must be looked up; outlives the transaction, and may name more than there is.
         conflicts: the list that is written.
         applied: the cursors before the entries that are being folded.
         shard_count: of the cluster.
+        has_tombs: whether there may be tombs.
+        has_trash: whether there may be removed directories.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         causality: Causality,
-        objects: Watched,
+        watched: Watched,
         *,
         applied: Cursors,
         shard_count: int,
@@ -107,16 +113,21 @@ class Judge:
         self.causality = causality
         self.applied = applied
         self.shard_count = shard_count
-        self.objects = objects
-        self.conflicts = ConflictList(connection, objects.add)
+        self.watched = watched
+        self.has_tombs, self.has_trash = map(bool, connection.execute(_HAS).fetchone())
+        self.conflicts = ConflictList(connection, watched.add)
         self.connection = connection
 
     def is_judged(self, inode: int, cause: Cause) -> bool:
         """Whether an entry on an object can be concurrent with another: not while only its maker knows of the object."""
-        if inode >> STAMP_BITS != cause.stamp.origin or inode in self.objects:
+        if inode >> STAMP_BITS != cause.stamp.origin:
             return True
         row = self.connection.execute(_IS_NAMED, (inode,)).fetchone()
         return row is None or bool(row[0])
+
+    def is_name_watched(self, directory: int) -> bool:
+        """Whether a claim to a name in a directory may have something to meet beside the claims in the tree."""
+        return self.watched.has(directory, Facet.NAME) or self.watched.has(directory, Facet.EMPTY)
 
     def remember(self, target: Target, memory: Memory, *, high: int | None = None) -> None:
         """Keep an entry of which the tree keeps no trace, unless whatever comes has seen it."""
@@ -125,11 +136,11 @@ class Judge:
                 _REMEMBER,
                 (*target, memory.stamp, high, memory.inode, memory.parent, memory.name, memory.value),
             )
-            self.objects.add(target.object)
+            self.watched.add(target.object, target.facet)
 
     def recall(self, target: Target) -> list[Memory]:
         """What is remembered of a target."""
-        if target.object not in self.objects:
+        if not self.watched.has(target.object, target.facet):
             return []
         return [Memory(*row) for row in self.connection.execute(_RECALL, target).fetchall()]
 
@@ -137,7 +148,7 @@ class Judge:
         """A field or extended attribute is set; `there` is what the tree has, with its stamp."""
         inode, stamp = target.object, cause.packed
         rivals = self.recall(target)
-        if inode in self.objects:
+        if self.watched.has(inode, target.facet):
             self.conflicts.cover(target, cause)
         if there is not None:
             rivals.append(Memory(there[0], inode, None, None, there[1]))
@@ -159,9 +170,9 @@ class Judge:
         target = Target(parent, Facet.NAME, name)
         mine = Memory(cause.packed, inode, parent, name, None)
         known = self.recall(target)
-        if parent in self.objects:
+        if self.watched.has(parent, Facet.NAME):
             self.conflicts.cover(target, cause)
-            self._meet_removals(parent, cause)
+        self._meet_removals(parent, cause)
         there = [Memory(stamp, other, parent, name, None) for other, stamp in rivals]
         for rival in self._latest_of_runs([*known, *there]):
             if rival.inode != inode and self.causality.is_concurrent(cause, rival.stamp):
@@ -191,7 +202,7 @@ class Judge:
         to_parent, to_name = to or (None, None)
         mine = Memory(cause.packed, inode, to_parent, to_name, None)
         known = self.recall(target)
-        if inode in self.objects:
+        if self.watched.has(inode, Facet.LINK):
             self.conflicts.cover(target, cause)
         for rival in known:
             rival_to = None if rival.parent is None else (rival.parent, rival.name)
@@ -216,19 +227,19 @@ class Judge:
         target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
         for earlier in self.recall(target):
             self.connection.execute(_FORGET, (*target, earlier.stamp))
-        if inode in self.objects:
+        if self.watched.has(inode, Facet.BEING):
             self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
-            for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
-                if self.causality.is_concurrent(cause, removal.stamp):
-                    self._lose_being(cause.packed, cause.run, removal)
+        for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
+            if self.causality.is_concurrent(cause, removal.stamp):
+                self._lose_being(cause.packed, cause.run, removal)
         self.remember(target, Memory(cause.packed, inode, None, None, None))
 
     def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""
         target = Target(directory, Facet.EMPTY, b"")
-        if directory in self.objects:
+        if self.watched.has(directory, Facet.EMPTY):
             self.conflicts.cover(target, cause)
-            claims = [*claims, *(claim.stamp for claim in self._memories(directory, Facet.NAME))]
+        claims = [*claims, *(claim.stamp for claim in self._memories(directory, Facet.NAME))]
         mine = Loser(cause.packed, cause.run, directory)
         for claim in claims:
             if self.causality.is_concurrent(cause, claim):
@@ -237,13 +248,13 @@ class Judge:
 
     def note_removed_from(self, directory: int, cause: Cause) -> None:
         """Something left a directory: if that is a removed one, somebody may still put something into it meanwhile."""
-        if self.connection.execute(_IS_REMOVED, (directory,)).fetchone() is not None:
+        if self.has_trash and self.connection.execute(_IS_REMOVED, (directory,)).fetchone() is not None:
             self.remember(Target(directory, Facet.EMPTY, _LEFT), Memory(cause.packed, directory, None, None, None))
 
     def write(self, inode: int, cause: Cause, mine: Piece, overlapped: Iterable[Piece]) -> None:
         """Bytes are written or cut off; overlapped are the pieces that the tree has in their place."""
         target = Target(inode, Facet.DATA, b"")
-        if inode in self.objects:
+        if self.watched.has(inode, Facet.DATA):
             self.conflicts.cover_pieces(target, cause, mine.low, mine.high)
             for rival in self._recall_runs(inode, mine.low, mine.high):
                 if self.causality.is_same_run(cause, rival.stamp):
@@ -305,7 +316,7 @@ class Judge:
 
     def _memories(self, inode: int, facet: Facet) -> list[Memory]:
         """What is remembered of a facet, whatever the detail."""
-        if inode not in self.objects:
+        if not self.watched.has(inode, facet):
             return []
         return [Memory(*row) for row in self.connection.execute(_RECALL_FACET, (inode, facet)).fetchall()]
 

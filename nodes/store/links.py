@@ -47,16 +47,17 @@ class Removal:
 def add_link(judge: Judge, cause: Cause, parent: int, name: bytes, inode: int) -> None:
     """Fold an add in."""
     connection = judge.connection
-    if not cause.is_local:
-        judge.claim(parent, name, inode, cause, rivals_of(connection, parent, name, inode))
+    rivals = rivals_of(connection, parent, name, inode)
+    if not cause.is_local or judge.is_name_watched(parent):
+        judge.claim(parent, name, inode, cause, rivals)
+    if judge.has_tombs and not cause.is_local:
         for packed, vector in connection.execute(_TOMBS, (inode, parent, name)):
             if has_seen(Stamp.unpack(packed), decode_cursors(vector), cause.stamp):
                 judge.unclaim(parent, name, inode, cause.packed)
                 return
-    elif parent in judge.objects:
-        judge.claim(parent, name, inode, cause, ())
-    add_claim(connection, parent, name, inode, cause.packed, is_dir=False)
-    refresh(connection, parent)
+    add_claim(connection, parent, name, inode, cause.packed, is_dir=False, is_alone=not rivals)
+    if judge.has_trash:
+        refresh(connection, parent)
 
 
 def rivals_of(connection: sqlite3.Connection, parent: int, name: bytes, inode: int) -> list[tuple[int, bytes]]:
@@ -78,7 +79,9 @@ def remove_link(judge: Judge, cause: Cause, removal: Removal) -> None:
     if not is_all_here or is_open_for(connection, inode):
         tomb = (inode, parent, name, cause.packed, judge.causality.intern(cause.seen))
         connection.execute("INSERT OR IGNORE INTO tomb VALUES (?, ?, ?, ?, ?)", tomb)
-    refresh(connection, parent)
+        judge.has_tombs = True
+    if judge.has_trash:
+        refresh(connection, parent)
 
 
 def _may_still_arrive(judge: Judge, cause: Cause, seen: Cursors, inode: int) -> bool:

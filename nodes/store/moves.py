@@ -90,13 +90,13 @@ def fold_removal(judge: Judge, cause: Cause, child: int) -> None:
 
 def _remember(judge: Judge, cause: Cause, child: int) -> None:
     """Have the moves of a directory looked at again when this one is stable."""
-    if child in judge.objects:
+    if judge.watched.has(child, Facet.PLACE):
         judge.conflicts.cover(Target(child, Facet.PLACE, b""), cause)
     judge.remember(Target(child, Facet.PLACE, b""), Memory(cause.packed, child, None, None, None))
 
 
 def _claim(judge: Judge, cause: Cause, child: int, parent: int, name: bytes) -> None:
-    if not cause.is_local or parent in judge.objects:
+    if not cause.is_local or judge.is_name_watched(parent):
         judge.claim(
             parent, name, child, cause, () if cause.is_local else rivals_of(judge.connection, parent, name, child)
         )
@@ -184,6 +184,7 @@ def _settle(judge: Judge, cause: Cause, directories: list[int]) -> None:
         if last is not None and last[0] is None:
             parent, name, stamp = place or (None, None, None)
             connection.execute("INSERT INTO trash VALUES (?, ?, ?, ?, 0)", (directory, parent, name, stamp))
+            judge.has_trash = True
         elif place is not None:
             parent, name, stamp = place
             add_claim(connection, parent, name, directory, stamp, is_dir=True)
@@ -226,7 +227,7 @@ def _judge_places(judge: Judge, child: int) -> None:
             kind = ConflictKind.MOVE_DELETE if is_removal else ConflictKind.MOVE
             losers[move.stamp] = kind, loser, rivals[-1].stamp
     target = Target(child, Facet.PLACE, b"")
-    if losers or child in judge.objects:
+    if losers or judge.watched.has(child, Facet.PLACE):
         judge.conflicts.decide(target, losers, {move.stamp for move in moves})
 
 

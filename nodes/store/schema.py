@@ -12,7 +12,7 @@ SQLite's integers are not, so they are blobs of 8 bytes, big endian.
 | extent    | run of a file's bytes, [low, high), none overlapping; `data` is NULL where a truncate left a hole     |
 | xattr     | extended attribute; `value` is NULL where it was removed                                             |
 | link      | claim to (parent, name): a live add of a file's link, or the place of a directory that is shown       |
-| contested | (parent, name) that claims of several objects compete for; by triggers on `link`                      |
+| contested | (parent, name) that claims of several objects compete for                                             |
 | tomb      | removal of a link that has seen adds which have not arrived here                                     |
 | seen      | `seen` vector that something here refers to, interned                                                |
 | seen_run  | run of a journal's entries in one shard with one vector, of those that are not known to be stable     |
@@ -85,11 +85,6 @@ CREATE INDEX link_inode ON link(inode);
 CREATE TABLE contested(
     parent INTEGER NOT NULL, name BLOB NOT NULL, PRIMARY KEY(parent, name)
 ) WITHOUT ROWID;
-CREATE TRIGGER link_added AFTER INSERT ON link
-WHEN EXISTS (SELECT 1 FROM link WHERE parent = NEW.parent AND name = NEW.name AND inode <> NEW.inode)
-BEGIN
-    INSERT OR IGNORE INTO contested VALUES (NEW.parent, NEW.name);
-END;
 CREATE TRIGGER link_removed AFTER DELETE ON link
 BEGIN
     DELETE FROM contested WHERE parent = OLD.parent AND name = OLD.name

@@ -32,7 +32,7 @@ _STAT = (
     "i.inode, i.kind, i.mode, i.uid, i.gid, i.mtime_ns, i.length, i.target, "
     "(SELECT e.high FROM extent e WHERE e.inode = i.inode AND e.data IS NOT NULL ORDER BY e.low DESC LIMIT 1), "
     "(SELECT count(DISTINCT quote(k.parent) || quote(k.name)) FROM link k WHERE k.inode = i.inode), "
-    "i.uid_stamp, i.gid_stamp"
+    "max(i.made, i.uid_stamp), max(i.made, i.gid_stamp)"
 )
 _BY_INODE = f"""
 SELECT {_STAT} FROM inode i WHERE i.inode = ? AND i.kind IS NOT NULL AND i.gone = 0

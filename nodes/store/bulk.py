@@ -1,0 +1,157 @@
+"""The short way for what most entries do: appends to files, and new files that are filled and named.
+
+Their rows are gathered and inserted many at a time. Whatever else comes takes the long way, after what is gathered; so
+nothing here needs to know the rules of judging, only to recognise that none of them can matter: nothing is remembered of
+the object or directory, nobody else claims the name, no run of the file lies beyond the append.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from nodes.store.conflicts import Facet
+from nodes.store.judge import Judge
+from nodes.store.schema import Kind
+
+_IN_ONE_QUERY = 200
+"""Values of one look-up; SQLite compiles as many forms of the query as there are lengths, so there are two."""
+_LAST_END = "SELECT high FROM extent WHERE inode = ? ORDER BY low DESC LIMIT 1"
+_ADD_RUN = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
+_ADD_OBJECT = (
+    "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_ADD_LINK = "INSERT INTO link(parent, name, inode, stamp, is_dir) VALUES (?, ?, ?, ?, 0)"
+
+
+class NewObject(NamedTuple):
+    """A file or symbolic link as its making tells it."""
+
+    kind: Kind
+    made: bytes
+    target: bytes | None
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    mtime_stamp: bytes = b""
+    named: bool = False
+
+
+class Bulk:
+    """What is gathered of one transaction. Owned by its `Fold`.
+
+    Every `add_` returns whether it took the change; if not, the caller flushes and goes the long way.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, judge: Judge) -> None:
+        self._connection = connection
+        self._judge = judge
+        self._ends: dict[int, int] = {}
+        self._runs: list[tuple[int, int, int, bytes, bytes]] = []
+        self._objects: dict[int, NewObject] = {}
+        self._links: list[tuple[int, bytes, int, bytes]] = []
+        self._known: set[int] = set()
+        self._taken: set[tuple[int, bytes]] = set()
+
+    def begin(self, makings: list[int], claims: list[tuple[int, bytes]]) -> None:
+        """Look up together what the entries of a block will ask for.
+
+        Args:
+            makings: objects that they make.
+            claims: names that they claim.
+        """
+        self._known = {inode for (inode,) in self._look_up("SELECT inode FROM inode WHERE inode IN ({})", 1, makings)}
+        self._taken = set(
+            self._look_up(
+                "WITH asked(parent, name) AS (VALUES {}) SELECT parent, name FROM asked a WHERE "
+                "EXISTS (SELECT 1 FROM link l WHERE l.parent = a.parent AND l.name = a.name) "
+                "OR EXISTS (SELECT 1 FROM move m WHERE m.parent = a.parent AND m.name = a.name)",
+                2,
+                claims,
+            )
+        )
+
+    def add_run(self, inode: int, offset: int, data: bytes, stamp: bytes) -> bool:
+        """Bytes are written behind everything that a file has."""
+        if self._judge.watched.has(inode, Facet.DATA):
+            return False
+        end = self._ends.get(inode)
+        if end is None:
+            row = None if inode in self._objects else self._connection.execute(_LAST_END, (inode,)).fetchone()
+            end = self._ends[inode] = 0 if row is None else row[0]
+        if offset < end or not data:
+            return False
+        high = self._ends[inode] = offset + len(data)
+        self._runs.append((inode, offset, high, stamp, data))
+        return True
+
+    def add_object(self, inode: int, made: NewObject, place: tuple[int, bytes] | None) -> bool:
+        """A file or symbolic link is made, of which nobody has told before."""
+        if inode in self._known or (place is not None and not self._add_link(place, inode, made.made)):
+            return False
+        self._known.add(inode)
+        self._objects[inode] = made if place is None else made._replace(named=True)
+        return True
+
+    def name_object(self, inode: int, place: tuple[int, bytes], stamp: bytes) -> bool:
+        """A file that was made here without a name gets one."""
+        made = self._objects.get(inode)
+        if made is None or made.named or not self._add_link(place, inode, stamp):
+            return False
+        self._objects[inode] = made._replace(named=True)
+        return True
+
+    def set_mtime(self, inode: int, mtime_ns: int, stamp: bytes) -> bool:
+        """A file that was made here and has no name gets a time."""
+        made = self._objects.get(inode)
+        return made is not None and not made.named and self.touch(inode, mtime_ns, stamp)
+
+    def touch(self, inode: int, mtime_ns: int, stamp: bytes) -> bool:
+        """A file that was made here gets a time, if the change is the latest."""
+        made = self._objects.get(inode)
+        if made is None:
+            return False
+        if max(made.made, made.mtime_stamp) < stamp:
+            self._objects[inode] = made._replace(mtime_ns=mtime_ns, mtime_stamp=stamp)
+        return True
+
+    def claim(self, place: tuple[int, bytes]) -> None:
+        """A name is claimed on the long way."""
+        self._taken.add(place)
+
+    def flush(self, inode: int | None = None) -> None:
+        """Insert what is gathered; an object that is about to change on the long way is looked up again afterwards."""
+        if self._objects:
+            self._connection.executemany(_ADD_OBJECT, [(key, *made) for key, made in self._objects.items()])
+            self._objects.clear()
+        if self._links:
+            self._connection.executemany(_ADD_LINK, self._links)
+            self._links.clear()
+        if self._runs:
+            self._connection.executemany(_ADD_RUN, self._runs)
+            self._runs.clear()
+        if inode is not None:
+            self._ends.pop(inode, None)
+            self._known.add(inode)
+
+    def _add_link(self, place: tuple[int, bytes], inode: int, stamp: bytes) -> bool:
+        judge = self._judge
+        if place in self._taken or judge.has_tombs or judge.has_trash or judge.is_name_watched(place[0]):
+            return False
+        self._taken.add(place)
+        self._links.append((*place, inode, stamp))
+        return True
+
+    def _look_up(self, query: str, width: int, values: Sequence[Any]) -> list[Any]:
+        found: list[Any] = []
+        mark = "?" if width == 1 else f"({', '.join('?' * width)})"
+        for begin in range(0, len(values), _IN_ONE_QUERY):
+            part = list(values[begin : begin + _IN_ONE_QUERY])
+            # Filled up with its last value, so that there is one form of the query.
+            part += [part[-1]] * (_IN_ONE_QUERY - len(part))
+            flat = part if width == 1 else [field for value in part for field in value]
+            found += self._connection.execute(query.format(", ".join([mark] * _IN_ONE_QUERY)), flat).fetchall()
+        return found
