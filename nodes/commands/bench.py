@@ -15,6 +15,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from nodes.commands.bench_apply import measure_applying
 from nodes.commands.bench_files import measure_large_file, measure_small_files
 from nodes.commands.bench_journal import measure_appends, measure_drain, measure_live
 from nodes.commands.common import echo_json, json_option, run_async
@@ -26,6 +27,7 @@ Say = Callable[[str], None]
 PARTS: dict[str, Callable[[Path, Scale], Awaitable[list[Figure]]]] = {
     "appends": measure_appends,
     "drain": measure_drain,
+    "apply": measure_applying,
     "live": measure_live,
     "small-files": measure_small_files,
     "large-file": measure_large_file,
@@ -33,6 +35,7 @@ PARTS: dict[str, Callable[[Path, Scale], Awaitable[list[Figure]]]] = {
 FULL = Scale(
     append_s=5.0,
     drain_entries=200_000,
+    apply_depths=(10_000, 100_000, 1_000_000),
     live_entries_per_s=5_000,
     live_s=20.0,
     small_files=10_000,
@@ -41,6 +44,7 @@ FULL = Scale(
 QUICK = Scale(
     append_s=0.5,
     drain_entries=10_000,
+    apply_depths=(1_000, 10_000),
     live_entries_per_s=1_000,
     live_s=2.0,
     small_files=300,
@@ -62,7 +66,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 )
 @json_option
 def bench(quick: bool, only: tuple[str, ...], directory: Path | None, as_json: bool) -> None:
-    """Measure durable appends, backlog drain, live replication delay, put and get, memory and CPU time.
+    """Measure durable appends, backlog drain, applying, live replication delay, put and get, memory and CPU time.
 
     Clusters of real processes run for the time of the measurement, in a temporary directory and on free ports.
 

@@ -14,6 +14,7 @@ class Scale:
     Attributes:
         append_s: how long each number of writers appends, seconds.
         drain_entries: the backlog.
+        apply_depths: entries that are applied before the rate of applying is measured, ascending.
         live_entries_per_s: the steady rate of the delay measurement.
         live_s: how long it lasts, seconds.
         small_files: how many.
@@ -22,6 +23,7 @@ class Scale:
 
     append_s: float
     drain_entries: int
+    apply_depths: tuple[int, ...]
     live_entries_per_s: int
     live_s: float
     small_files: int
