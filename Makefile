@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
           --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: demo test lint format kill9 bench lock clean
+.PHONY: demo test lint format kill9 converge bench lock clean
 
 demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
 	$(BIN)/claudefs-repl demo
@@ -25,6 +25,9 @@ format: $(VENV)/.developed
 
 kill9: $(VENV)/.developed ## 50 times kill -9 in the middle of a put: nothing acknowledged is lost
 	$(BIN)/python -m pytest -q -p no:randomly tests/cluster/test_kill9.py -m long
+
+converge: $(VENV)/.developed ## a million random operations at two to four sites, against the model (half an hour)
+	CLAUDEFS_REPL_OPERATIONS=1000000 $(BIN)/python -m pytest -q -n 2 tests/nodes/store/test_converge.py
 
 bench: $(VENV)/.installed ## the figures of the README, measured here
 	$(BIN)/claudefs-repl bench

@@ -403,7 +403,7 @@ class Fold:
             if replaced.is_dir:
                 fold_removal(self.judge, cause, replaced.inode)
             elif replaced.inode != inode:
-                remove_link(self.judge, cause, Removal(to_parent, to_name, replaced.inode, cover=True))
+                remove_link(self.judge, cause, Removal(to_parent, to_name, replaced.inode))
 
 
 def _time_ns(stamp: bytes) -> int:

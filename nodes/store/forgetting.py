@@ -20,6 +20,8 @@ SELECT object, facet, detail, stamp, inode FROM recent
 WHERE (object, facet, detail, stamp) > (?, ?, ?, ?) ORDER BY object, facet, detail, stamp LIMIT ?
 """
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
+_SAME_TARGET = "SELECT stamp FROM recent WHERE object = ? AND facet = ? AND detail = ?"
+_CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
 _RECENT_OF = "SELECT stamp FROM recent WHERE object = ?"
 _IS_WANTED = """
 SELECT 1 FROM conflict c WHERE (c.object = ?1 OR c.inode = ?1) AND c.is_kept
@@ -100,6 +102,8 @@ class _Sweep:
                 return
             case Facet.EMPTY if not self._reclaim_dir(inode):
                 return
+            case Facet.NAME | Facet.LINK if not self._is_target_stable(place):
+                return
             case Facet.BEING:
                 self._reclaim_phantom(inode)
             case Facet.PLACE if not self._forget_places(inode):
@@ -125,6 +129,13 @@ class _Sweep:
                 gone = self._connection.execute("DELETE FROM conflict WHERE id = ?", (conflict,))
                 self._total.conflicts += gone.rowcount
         self._connection.execute(_SEEN_GONE)
+
+    def _is_target_stable(self, place: _Place) -> bool:
+        """Whether no entry of another shard may still be waiting for one that covers it."""
+        stamps = self._connection.execute(_SAME_TARGET, place[:3]).fetchall()
+        if place[1] == Facet.NAME:
+            stamps += self._connection.execute(_CLAIMS_OF, (place[0], place[2])).fetchall()
+        return all(self._causality.is_stable(stamp) for (stamp,) in stamps)
 
     def _reclaim_file(self, inode: int) -> bool:
         """Whether a removal can be forgotten; if the object has no name left, it goes first."""

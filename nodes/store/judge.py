@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from claudefs_repl.checkpoint import Cursors
@@ -169,31 +169,19 @@ class Judge:
         """An object claims a name; rivals are the claims that the tree has, as (inode, stamp)."""
         target = Target(parent, Facet.NAME, name)
         mine = Memory(cause.packed, inode, parent, name, None)
-        known = self.recall(target)
-        if self.watched.has(parent, Facet.NAME):
-            self.conflicts.cover(target, cause)
-        self._meet_removals(parent, cause)
         there = [Memory(stamp, other, parent, name, None) for other, stamp in rivals]
-        for rival in self._latest_of_runs([*known, *there]):
-            if rival.inode != inode and self.causality.is_concurrent(cause, rival.stamp):
-                self._settle(target, ConflictKind.NAME, cause, mine, rival)
-        for rival in known:
-            if self.causality.is_same_run(cause, rival.stamp):
-                self.connection.execute(_FORGET, (*target, rival.stamp))
+        self._meet_removals(parent, cause)
+        self._meet(
+            target,
+            cause,
+            mine,
+            [*self.recall(target), *there],
+            lambda rival: ConflictKind.NAME if rival.inode != inode else None,
+        )
 
-    def unclaim(self, parent: int, name: bytes, inode: int, claim: bytes, cover: Cause | None = None) -> None:
-        """A claim to a name is removed, or came after its removal; `cover` is an entry that claims the same name."""
-        if cover is None or not self.causality.is_same_run(cover, claim):
-            self.remember(Target(parent, Facet.NAME, name), Memory(claim, inode, parent, name, None))
-
-    def _latest_of_runs(self, rivals: list[Memory]) -> list[Memory]:
-        """Without those that a later entry of their own run covers."""
-        if len(rivals) < 2:
-            return rivals
-        latest: dict[bytes, Memory] = {}
-        for rival in sorted(rivals):
-            latest[rival.stamp[8:24] + self._run_of(rival.stamp)] = rival
-        return list(latest.values())
+    def unclaim(self, parent: int, name: bytes, inode: int, claim: bytes) -> None:
+        """A claim to a name is removed, or came after its removal."""
+        self.remember(Target(parent, Facet.NAME, name), Memory(claim, inode, parent, name, None))
 
     def unlink(self, inode: int, link: tuple[int, bytes], cause: Cause, to: tuple[int, bytes] | None) -> None:
         """A file's link goes: by a rename to another place, or for good."""
@@ -201,19 +189,42 @@ class Judge:
         target = Target(inode, Facet.LINK, LOW.pack(parent) + name)
         to_parent, to_name = to or (None, None)
         mine = Memory(cause.packed, inode, to_parent, to_name, None)
-        known = self.recall(target)
-        if self.watched.has(inode, Facet.LINK):
-            self.conflicts.cover(target, cause)
-        for rival in known:
-            rival_to = None if rival.parent is None else (rival.parent, rival.name)
-            if self.causality.is_same_run(cause, rival.stamp):
-                self.connection.execute(_FORGET, (*target, rival.stamp))
-            elif rival_to != to and self.causality.is_concurrent(cause, rival.stamp):
-                kind = ConflictKind.MOVE_DELETE if to is None or rival_to is None else ConflictKind.MOVE
-                self._settle(target, kind, cause, mine, rival)
+
+        def kind(rival: Memory) -> ConflictKind | None:
+            if (rival.parent, rival.name) == (to_parent, to_name):
+                return None
+            return ConflictKind.MOVE_DELETE if None in (to_parent, rival.parent) else ConflictKind.MOVE
+
+        self._meet(target, cause, mine, self.recall(target), kind)
         self.remember(target, mine)
         if to is None:
             self._remove(Memory(cause.packed, inode, parent, name, None), cause)
+
+    def _meet(
+        self,
+        target: Target,
+        cause: Cause,
+        mine: Memory,
+        rivals: list[Memory],
+        kind: Callable[[Memory], ConflictKind | None],
+    ) -> None:
+        """Compare with rivals whose order of arrival is that of no shard: each may come before what it covers."""
+        if self.watched.has(target.object, target.facet):
+            self.conflicts.cover(target, cause)
+        if not rivals:
+            return
+        runs = {rival.stamp: rival.stamp[8:24] + self._run_of(rival.stamp) for rival in rivals}
+        latest: dict[bytes, bytes] = {cause.packed[8:24] + cause.run: cause.packed}
+        for stamp, run in runs.items():
+            latest[run] = max(stamp, latest.get(run, b""))
+        is_covered = latest[cause.packed[8:24] + cause.run] != cause.packed
+        for rival in rivals:
+            found = kind(rival)
+            if found is None or not self.causality.is_concurrent(cause, rival.stamp):
+                continue
+            if is_covered if mine.stamp < rival.stamp else latest[runs[rival.stamp]] != rival.stamp:
+                continue
+            self._settle(target, found, cause, mine, rival)
 
     def _remove(self, removal: Memory, cause: Cause) -> None:
         """A link of an object goes for good: what was done to the object concurrently has lost."""
@@ -237,13 +248,14 @@ class Judge:
     def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""
         target = Target(directory, Facet.EMPTY, b"")
+        others = self.recall(target)
         if self.watched.has(directory, Facet.EMPTY):
             self.conflicts.cover(target, cause)
-        claims = [*claims, *(claim.stamp for claim in self._memories(directory, Facet.NAME))]
         mine = Loser(cause.packed, cause.run, directory)
-        for claim in claims:
-            if self.causality.is_concurrent(cause, claim):
-                self.conflicts.lose(target, ConflictKind.RMDIR_CREATE, mine, claim)
+        if not any(other.stamp > cause.packed and self.causality.is_same_run(cause, other.stamp) for other in others):
+            for claim in (*claims, *(claim.stamp for claim in self._memories(directory, Facet.NAME))):
+                if self.causality.is_concurrent(cause, claim):
+                    self.conflicts.lose(target, ConflictKind.RMDIR_CREATE, mine, claim)
         self.remember(target, Memory(cause.packed, directory, None, None, None))
 
     def note_removed_from(self, directory: int, cause: Cause) -> None:
@@ -309,7 +321,10 @@ class Judge:
 
     def _meet_removals(self, directory: int, cause: Cause) -> None:
         target = Target(directory, Facet.EMPTY, b"")
+        latest: dict[bytes, Memory] = {}
         for removal in self.recall(target):
+            latest[removal.stamp[8:24] + self._run_of(removal.stamp)] = removal
+        for removal in latest.values():
             if self.causality.is_concurrent(cause, removal.stamp):
                 loser = Loser(removal.stamp, self._run_of(removal.stamp), directory)
                 self.conflicts.lose(target, ConflictKind.RMDIR_CREATE, loser, cause.packed)

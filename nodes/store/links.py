@@ -22,8 +22,8 @@ _TOMBS = (
     "WHERE t.inode = ? AND t.parent = ? AND t.name = ? ORDER BY t.stamp"
 )
 _RIVALS = (
-    "SELECT inode, stamp FROM link WHERE parent = ?1 AND name = ?2 AND inode <> ?3 AND is_dir = 0 "
-    "UNION ALL SELECT child, stamp FROM move WHERE parent = ?1 AND name = ?2 AND child <> ?3 ORDER BY 2"
+    "SELECT inode, stamp FROM link WHERE parent = ?1 AND name = ?2 AND is_dir = 0 "
+    "UNION ALL SELECT child, stamp FROM move WHERE parent = ?1 AND name = ?2 ORDER BY 2"
 )
 _ADDS = "SELECT stamp FROM link WHERE parent = ? AND name = ? AND inode = ? AND is_dir = 0 ORDER BY stamp"
 
@@ -34,20 +34,18 @@ class Removal:
 
     Attributes:
         to: the place that the object gets instead, None if none.
-        cover: whether the entry claims the name for another object.
     """
 
     parent: int
     name: bytes
     inode: int
     to: tuple[int, bytes] | None = None
-    cover: bool = False
 
 
 def add_link(judge: Judge, cause: Cause, parent: int, name: bytes, inode: int) -> None:
     """Fold an add in."""
     connection = judge.connection
-    rivals = rivals_of(connection, parent, name, inode)
+    rivals = rivals_of(connection, parent, name)
     if not cause.is_local or judge.is_name_watched(parent):
         judge.claim(parent, name, inode, cause, rivals)
     if judge.has_tombs and not cause.is_local:
@@ -60,9 +58,9 @@ def add_link(judge: Judge, cause: Cause, parent: int, name: bytes, inode: int) -
         refresh(connection, parent)
 
 
-def rivals_of(connection: sqlite3.Connection, parent: int, name: bytes, inode: int) -> list[tuple[int, bytes]]:
-    """The claims of other objects to a name: links, and every place that a directory was ever given."""
-    return connection.execute(_RIVALS, (parent, name, inode)).fetchall()
+def rivals_of(connection: sqlite3.Connection, parent: int, name: bytes) -> list[tuple[int, bytes]]:
+    """The claims to a name, as (inode, stamp): links, and every place that a directory was ever given."""
+    return connection.execute(_RIVALS, (parent, name)).fetchall()
 
 
 def remove_link(judge: Judge, cause: Cause, removal: Removal) -> None:
@@ -72,7 +70,7 @@ def remove_link(judge: Judge, cause: Cause, removal: Removal) -> None:
     for (packed,) in connection.execute(_ADDS, (parent, name, inode)).fetchall():
         if has_seen(cause.stamp, seen, Stamp.unpack(packed)):
             remove_claim(connection, parent, name, inode, packed)
-            judge.unclaim(parent, name, inode, packed, cause if removal.cover else None)
+            judge.unclaim(parent, name, inode, packed)
             judge.note_removed_from(parent, cause)
     judge.unlink(inode, (parent, name), cause, removal.to)
     is_all_here = cause.is_local or not _may_still_arrive(judge, cause, seen, inode)

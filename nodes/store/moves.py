@@ -97,9 +97,7 @@ def _remember(judge: Judge, cause: Cause, child: int) -> None:
 
 def _claim(judge: Judge, cause: Cause, child: int, parent: int, name: bytes) -> None:
     if not cause.is_local or judge.is_name_watched(parent):
-        judge.claim(
-            parent, name, child, cause, () if cause.is_local else rivals_of(judge.connection, parent, name, child)
-        )
+        judge.claim(parent, name, child, cause, () if cause.is_local else rivals_of(judge.connection, parent, name))
 
 
 def _claims_in(connection: sqlite3.Connection, directory: int) -> list[bytes]:

@@ -72,6 +72,10 @@ from nodes.store.schema import Kind
 from nodes.store.view import Claim, View, is_conflict_name
 from protocol.payload import OP_OF, PayloadInvalid, decode_payload, encode_payload
 
+_OBJECT = f"""
+SELECT kind, named OR kind = {Kind.DIR}, inode = {ROOT_INODE} OR EXISTS (SELECT 1 FROM link l WHERE l.inode = i.inode)
+FROM inode i WHERE inode = ? AND kind IS NOT NULL AND gone = 0
+"""  # noqa: S608 -- joined from constants only
 BLOCK_TARGET_BYTES = 1 << 20
 """A block of new entries is closed at this size: what one batch carries by default."""
 
@@ -229,8 +233,6 @@ class _Group:
 
     def _plan_give_up(self, op: GiveUp) -> _Planned:
         inode = self._nameless(op.inode)
-        if inode >> STAMP_BITS != self._source.journal.origin:
-            raise OperationRefused(errno.EPERM, f"only the site that made {inode:x} can give it up")
         return _Planned(inode, Unlink(None, None, is_dir=False))
 
     def _plan_move(self, op: Move) -> _Planned:
@@ -303,10 +305,11 @@ class _Group:
         return self._made[-inode - 1]
 
     def _kind(self, inode: int) -> int:
-        row = self._fold.connection.execute(
-            "SELECT kind FROM inode WHERE inode = ? AND kind IS NOT NULL AND gone = 0", (inode,)
-        ).fetchone()
-        if row is None:
+        row = self._fold.connection.execute(_OBJECT, (inode,)).fetchone()
+        # What its maker does to an object before it has a name is judged against nothing (`nodes.store.judge`), and what
+        # has lost its last name may be reclaimed elsewhere already (`nodes.store.forgetting`).
+        is_own = row is not None and inode >> STAMP_BITS == self._source.journal.origin
+        if row is None or not (row[2] if row[1] else is_own):
             raise OperationRefused(errno.ENOENT, f"no such object: {inode:x}")
         return int(row[0])
 

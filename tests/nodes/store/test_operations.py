@@ -93,22 +93,31 @@ def test_a_nameless_file_is_given_up_with_its_data(site):
     assert refusal(site, GiveUp(made.inode)) == "ENOENT"
 
 
-def test_only_the_maker_lists_and_gives_up_its_nameless_files(pair):
-    """A peer's unfinished files are the peer's."""
+def test_only_the_maker_lists_and_changes_its_nameless_files(pair):
+    """A peer's unfinished files are the peer's: nobody else can be concurrent with what it does to them."""
     one, two = pair
     made, *_ = one.do(CreateFile(None, None, 0o600, 0, 0, 0))
     two.pull(one)
     assert two.view.nameless(SiteId(2)) == []
     assert two.view.nameless(SiteId(1)) == [made.inode]
-    assert refusal(two, GiveUp(made.inode)) == "EPERM"
+    for op in (
+        GiveUp(made.inode),
+        WriteData(made.inode, 0, b"x"),
+        SetAttributes(made.inode, mode=0o600),
+        NameFile(made.inode, 1, b"f"),
+        MakeLink(made.inode, 1, b"f"),
+    ):
+        assert refusal(two, op) == "ENOENT"
 
 
 def test_a_named_file_is_not_given_up(site):
-    """Only what never had a name can be given up, or named without one."""
+    """Only what never had a name can be given up, or named without one; what has lost its last is gone for everybody."""
     (made,) = site.do(CreateFile(1, b"f", 0o600, 0, 0, 0))
+    for op in (GiveUp(made.inode), NameFile(made.inode, 1, b"g")):
+        assert refusal(site, op) == "EINVAL"
     site.do(Remove(1, b"f"))
-    assert refusal(site, GiveUp(made.inode)) == "EINVAL"
-    assert refusal(site, NameFile(made.inode, 1, b"g")) == "EINVAL"
+    for op in (GiveUp(made.inode), NameFile(made.inode, 1, b"g"), MakeLink(made.inode, 1, b"g")):
+        assert refusal(site, op) == "ENOENT"
 
 
 def test_results_of_a_request_are_named_by_their_number(site):
