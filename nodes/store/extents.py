@@ -57,7 +57,7 @@ def data_runs(connection: sqlite3.Connection, inode: int, low: int, high: int) -
 
 
 def _put_run(judge: Judge, cause: Cause, inode: int, new: Piece) -> None:
-    connection, (low, high, stamp, data) = judge.connection, new
+    connection, (low, high, stamp, data, _) = judge.connection, new
     # Most writes append: the last run that begins below the new end is then wholly below the new start,
     # or it is the hole that a truncate left, which begins there.
     last = connection.execute(_LAST_BEFORE, (inode, high)).fetchone()

@@ -27,7 +27,7 @@ _RECALL = (
 )
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
 _RECALL_RUNS = (
-    "SELECT detail, stamp, high, value FROM recent WHERE object = ? AND facet = ? AND detail < ? AND high > ? "
+    "SELECT detail, stamp, high, value, name FROM recent WHERE object = ? AND facet = ? AND detail < ? AND high > ? "
     "ORDER BY detail, stamp"
 )
 _RECALL_FACET = (
@@ -36,6 +36,7 @@ _RECALL_FACET = (
 _HAS = "SELECT EXISTS (SELECT 1 FROM tomb), EXISTS (SELECT 1 FROM trash)"
 _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
 _LEFT = b"left"
+_COVERED = b"covered"
 _IS_NAMED = "SELECT named FROM inode WHERE inode = ?"
 _WATCHED = "SELECT object, facet FROM recent UNION SELECT object, facet FROM conflict LIMIT ?"
 _FACET_BITS = 4
@@ -44,12 +45,18 @@ WATCHED_MAX = 200_000
 
 
 class Piece(NamedTuple):
-    """A run of bytes that an entry wrote, or a hole that it left (`data` is None), in part or whole."""
+    """A run of bytes that an entry wrote, or a hole that it left (`data` is None), in part or whole.
+
+    Attributes:
+        is_covered: a later hole of its own run covers it, so it loses to nothing, and its bytes are not kept; but it
+            wins against holes, which that hole does not.
+    """
 
     low: int
     high: int
     stamp: bytes
     data: bytes | None
+    is_covered: bool = False
 
 
 class Memory(NamedTuple):
@@ -270,11 +277,13 @@ class Judge:
             self.conflicts.cover_pieces(target, cause, mine.low, mine.high)
             for rival in self._recall_runs(inode, mine.low, mine.high):
                 if self.causality.is_same_run(cause, rival.stamp):
-                    self._cut_memory(inode, rival, mine.low, mine.high)
+                    self._cut_memory(inode, rival, mine)
                 else:
                     self._meet_piece(target, cause, mine, rival)
         for rival in overlapped:
             if self.causality.is_same_run(cause, rival.stamp):
+                if mine.data is None and rival.data is not None:
+                    self.remember_piece(inode, rival._replace(data=b"", is_covered=True))
                 continue
             self._meet_piece(target, cause, mine, rival)
             self.remember_piece(inode, rival if rival.stamp < mine.stamp else _cut(mine, rival.low, rival.high))
@@ -282,10 +291,13 @@ class Judge:
     def remember_piece(self, inode: int, piece: Piece) -> None:
         """Keep bytes that the tree does not show."""
         target = Target(inode, Facet.DATA, LOW.pack(piece.low))
-        self.remember(target, Memory(piece.stamp, inode, None, None, piece.data), high=piece.high)
+        name = _COVERED if piece.is_covered else None
+        self.remember(target, Memory(piece.stamp, inode, None, name, piece.data), high=piece.high)
 
     def _meet_piece(self, target: Target, cause: Cause, mine: Piece, rival: Piece) -> None:
         if (mine.data is None and rival.data is None) or not self.causality.is_concurrent(cause, rival.stamp):
+            return
+        if rival.is_covered and rival.stamp < mine.stamp:
             return
         low, high = max(mine.low, rival.low), min(mine.high, rival.high)
         if mine.stamp < rival.stamp:
@@ -297,15 +309,20 @@ class Judge:
 
     def _recall_runs(self, inode: int, low: int, high: int) -> list[Piece]:
         rows = self.connection.execute(_RECALL_RUNS, (inode, Facet.DATA, LOW.pack(high), low)).fetchall()
-        return [Piece(LOW.unpack(detail)[0], run_high, stamp, data) for detail, stamp, run_high, data in rows]
+        return [
+            Piece(LOW.unpack(detail)[0], run_high, stamp, data, name == _COVERED)
+            for detail, stamp, run_high, data, name in rows
+        ]
 
-    def _cut_memory(self, inode: int, piece: Piece, low: int, high: int) -> None:
-        """A remembered piece loses the bytes that a later entry of its run writes again."""
+    def _cut_memory(self, inode: int, piece: Piece, later: Piece) -> None:
+        """A remembered piece loses the bytes that a later entry of its run writes again, and is covered by its hole."""
         self.connection.execute(_FORGET, (inode, Facet.DATA, LOW.pack(piece.low), piece.stamp))
-        if piece.low < low:
-            self.remember_piece(inode, _cut(piece, piece.low, low))
-        if piece.high > high:
-            self.remember_piece(inode, _cut(piece, high, piece.high))
+        if piece.low < later.low:
+            self.remember_piece(inode, _cut(piece, piece.low, later.low))
+        if later.data is None and piece.data is not None:
+            self.remember_piece(inode, _cut(piece, later.low, later.high)._replace(data=b"", is_covered=True))
+        if piece.high > later.high:
+            self.remember_piece(inode, _cut(piece, later.high, piece.high))
 
     def _settle(self, target: Target, kind: ConflictKind, cause: Cause, mine: Memory, rival: Memory) -> None:
         """Of two concurrent entries the earlier loses."""
@@ -342,4 +359,4 @@ class Judge:
 
 def _cut(piece: Piece, low: int, high: int) -> Piece:
     low, high = max(piece.low, low), min(piece.high, high)
-    return Piece(low, high, piece.stamp, cut_data(piece.data, piece.low, low, high))
+    return piece._replace(low=low, high=high, data=cut_data(piece.data, piece.low, low, high))

@@ -11,7 +11,7 @@ from nodes.store import local
 from nodes.store.conflict_view import count_open, lost_ranges, page_conflicts
 from nodes.store.conflicts import Facet
 from tests.nodes.store.conflict_model import ConflictModel, Found
-from tests.nodes.store.history import act, deliver_at_random, facts_of, local_actions, tree_of
+from tests.nodes.store.history import SHARDS, act, deliver_at_random, facts_of, local_actions, tree_of
 
 BRISK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 RIVALRY = (0, 3, 5, 6, 7, 8, 8, 8, 9, 9, 9, 10, 10, 10, 11, 11, 11, 11, 12, 12, 13, 13, 14, 14, 16)
@@ -119,3 +119,58 @@ def test_the_histories_have_conflicts_of_every_kind(memory_site):
     """The property above meets each kind: it cannot pass because nothing happens."""
     found = {conflict.kind for seed in range(40) for conflict in run_rivalry(memory_site, seed, steps=40)}
     assert found == KINDS
+
+
+def lists_by_order(memory_site, *deliveries) -> list[list[Found]]:
+    """The conflict lists of fresh sites that get the same blocks of (site, shard), each in an order of its own."""
+    found = []
+    for order in deliveries:
+        fresh = memory_site(99)
+        for site, shard in order:
+            fresh.take(site.journal, site.blocks[shard])
+        found.append(found_by(fresh))
+        fresh.close()
+    return found
+
+
+def test_a_claim_that_a_later_one_of_its_run_covers_may_come_after_it(memory_site, pair):
+    """One site gives a name to two files, one after the other; whichever shard comes first, only the last claim loses."""
+    alpha, beta = pair
+    files = {}
+    while len(files) < SHARDS:
+        name = b"f%d" % alpha.wall_us
+        (made,) = alpha.do(local.CreateFile(1, name, 0o600, 0, 0, 0))
+        files[made.shard] = name
+        alpha.wall_us += 1
+    beta.pull(alpha)
+    before = {shard: len(alpha.blocks[shard]) for shard in range(SHARDS)}
+    beta.wall_us = alpha.wall_us + 1
+    beta.do(*[local.Move(1, files[shard], 1, b"a", replace=True) for shard in range(SHARDS)])
+    alpha.wall_us += 10
+    alpha.do(local.CreateFile(1, b"a", 0o600, 0, 0, 0))
+    assert any(len(alpha.blocks[shard]) > before[shard] for shard in range(SHARDS))
+    alphas, betas = [(alpha, 0), (alpha, 1)], [(beta, 0), (beta, 1)]
+    one, *others = lists_by_order(
+        memory_site, [*alphas, *betas], [*alphas, *reversed(betas)], [*reversed(alphas), *reversed(betas)]
+    )
+    assert [conflict.kind for conflict in one] == ["name"]
+    assert others == [one, one]
+
+
+def test_bytes_that_their_own_run_cut_off_still_win_against_a_hole(memory_site, pair):
+    """A write, and a truncate that takes it away, are one request; a concurrent truncate before both has lost to the write.
+
+    It is no rival of the other truncate, so the write has to be remembered where it came first.
+    """
+    alpha, beta = pair
+    (made,) = alpha.do(local.CreateFile(1, b"f", 0o600, 0, 0, 0))
+    beta.pull(alpha)
+    alpha.wall_us += 1
+    alpha.do(local.TruncateFile(made.inode, 15))
+    beta.wall_us = alpha.wall_us + 1
+    beta.do(local.WriteData(made.inode, 14, b"x" * 10), local.TruncateFile(made.inode, 7))
+    beta.pull(alpha)
+    alpha.pull(beta)
+    expected = sorted(ConflictModel(facts_of_all(pair)).found)
+    assert [conflict.kind for conflict in expected] == ["content"]
+    assert [found_by(site) for site in pair] == [expected, expected]

@@ -111,7 +111,10 @@ def test_a_late_truncate_cuts_only_what_is_older(site):
 
 
 def test_appending_after_a_truncate_costs_as_much_in_the_end_as_in_the_beginning(site):
-    """The hole that a truncate leaves moves on before the appends; the file is its appends and one hole."""
+    """The hole that a truncate leaves moves on before the appends; the file is its appends and one hole.
+
+    What it cut off is remembered where the appends have not yet come.
+    """
     put(site, 1, 0, b"old" * 100)
     put(site, 2, 0, None)
     statements: list[int] = []
@@ -124,7 +127,8 @@ def test_appending_after_a_truncate_costs_as_much_in_the_end_as_in_the_beginning
             write_run(judge, cause(3 + number), 7, number * 10, b"0123456789")
             site.connection.set_trace_callback(None)
             statements.append(next(count))
-    assert set(statements) == {3}
+    assert max(statements) == statements[0] <= 7
+    assert statements[-1] <= 5
     assert len(rows_of(site.connection)) == 51
 
 
