@@ -26,6 +26,7 @@ from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState, clock_in_bounds
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.accounts import Accounts
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
 from nodes.client_service import ClientService
@@ -266,6 +267,7 @@ class _Site:
             applier=applier.stats,
             receiver=receiving.stats,
             housekeeper=housekeeper.stats,
+            accounts=Accounts(journals=journals, store=store, peers=self._peers),
         )
         sending = AuthRateLimiter(limits)
         shown_ids = ShownIds(self._cluster, self._site)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -13,6 +13,7 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.health import ConduitState, LinkFacts, explain_lag
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.accounts import Accounts, judge_sums
 from nodes.applier import ApplierStats
 from nodes.client_ops import READS, check_fields
 from nodes.client_service import ClientStats
@@ -62,6 +63,7 @@ class SiteStatus:
         applier: ApplierStats,
         receiver: ReceiverStats,
         housekeeper: HousekeeperStats,
+        accounts: Accounts,
     ) -> None:
         self._cluster = cluster
         self._site = site
@@ -76,6 +78,7 @@ class SiteStatus:
         self._applier = applier
         self._receiver = receiver
         self._housekeeper = housekeeper
+        self._accounts = accounts
         self._started_s = trio.current_time()
         # A digest reads for minutes: one at a time leaves the store's other readers to everybody else.
         self._digesting = trio.Lock()
@@ -87,7 +90,12 @@ class SiteStatus:
 
     def peer_handlers(self) -> dict[str, Handler]:
         """What peers ask: about this site alone."""
-        return {"status": self._own_status, "digest": self._own_digest, "manifest": self._own_manifest}
+        return {
+            "status": self._own_status,
+            "digest": self._own_digest,
+            "manifest": self._own_manifest,
+            **self._accounts.peer_handlers(),
+        }
 
     async def _hello(self, args: dict[str, Any]) -> Any:
         return {
@@ -104,13 +112,14 @@ class SiteStatus:
     async def _status(self, args: dict[str, Any]) -> Any:
         if args.get("scope", "cluster") == "site":
             return await self._own_status({})
-        sites = await self._ask_all("status", self._own_status, STATUS_TIMEOUT_S)
+        sites = await self.ask_all("status", self._own_status, STATUS_TIMEOUT_S)
         return {"asked": self._site.name, "sites": sites}
 
-    async def _ask_all(
-        self, method: str, own: Callable[[dict[str, Any]], Awaitable[Any]], timeout_s: float
+    async def ask_all(
+        self, method: str, own: Handler, timeout_s: float, args: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """One answer for each site, in the configuration's order; who cannot be asked has `unreachable`."""
+        args = {} if args is None else args
         answers: dict[str, Any] = {}
 
         async def ask(record: PeerRecord) -> None:
@@ -119,7 +128,7 @@ class SiteStatus:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when_quiet, record, nursery.cancel_scope)
                 try:
-                    answers[site.name] = await self._queries.ask(site, method, {}, timeout_s=timeout_s)
+                    answers[site.name] = await self._queries.ask(site, method, args, timeout_s=timeout_s)
                 except PeerUnreachable as error:
                     answers[site.name]["unreachable"] = str(error)
                 nursery.cancel_scope.cancel()
@@ -128,7 +137,7 @@ class SiteStatus:
             for record in self._peers.values():
                 nursery.start_soon(ask, record)
             try:
-                answers[self._site.name] = await own({})
+                answers[self._site.name] = await own(args)
             except ReplError as error:
                 answers[self._site.name] = _unreachable(self._site, str(error))
         return {site.name: answers[site.name] for site in self._cluster.sites}
@@ -253,7 +262,7 @@ class SiteStatus:
     async def _digest(self, args: dict[str, Any]) -> Any:
         if args.get("scope", "cluster") == "site":
             return await self._own_digest({})
-        sites = await self._ask_all("digest", self._own_digest, DIGEST_TIMEOUT_S)
+        sites, accounts = await self._ask_long("digest", "accounts")
         for site in self._cluster.sites:
             if "unreachable" not in sites[site.name] and not _is_digest(sites[site.name], self._cluster.shards):
                 sites[site.name] = _unreachable(site, f"site {site.name}: its answer is no digest")
@@ -263,7 +272,26 @@ class SiteStatus:
                 verdict["first_difference"] = await self._first_difference(sites)
             except PeerUnreachable as error:
                 verdict["reason"] = f"{verdict['reason']}; where is not known: {error}"
-        return {**verdict, "sites": sites}
+        # Afterwards: whoever holds more than an origin had written by then holds what it never wrote.
+        cursors = await self.ask_all("cursors", self._accounts.own_cursors, STATUS_TIMEOUT_S)
+        counted = {name: told for name, told in accounts.items() if "unreachable" not in sites[name]}
+        faults, sums = judge_sums(counted, cursors, self._cluster.shards)
+        if faults and verdict["converged"]:
+            verdict.update(converged=False, reason="the trees are equal, but the sums do not add up")
+        return {**verdict, "sites": sites, "faults": faults, "sums": sums}
+
+    async def _ask_long(self, *methods: str) -> list[dict[str, Any]]:
+        """Ask all sites several questions that take long, at the same time: who is quiet is waited for once."""
+        handlers = self.peer_handlers()
+        answers: dict[str, dict[str, Any]] = {}
+
+        async def ask(method: str) -> None:
+            answers[method] = await self.ask_all(method, handlers[method], DIGEST_TIMEOUT_S)
+
+        async with trio.open_nursery() as nursery:
+            for method in methods:
+                nursery.start_soon(ask, method)
+        return [answers[method] for method in methods]
 
     async def _first_difference(self, sites: dict[str, Any]) -> dict[str, Any] | None:
         """The first path at which another site's tree differs from this one's."""

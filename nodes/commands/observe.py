@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from claudefs_repl.journal import JournalId
 from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.client import SiteClient, SiteUnreachable, connect_site
@@ -39,6 +40,9 @@ from nodes.supervisor import LOG_HOLD_US, LOG_POLL_S
 
 WATCH_S = 1.0
 VERIFY_POLL_S = 0.25
+COUNTS = ("written", "durable", "in flight", "missing", "applied", "current", "lost", "superseded", "dead letters")
+NUMERIC = frozenset(("id", "pid", "entries", "unapplied", "entries/s", "payload bytes", *COUNTS))
+"""The columns of numbers, which stand right-aligned, as those of lags do."""
 STATUS_TIMEOUT_S = 15.0
 """A site gives each of its peers a few seconds before it answers without them."""
 PIPE_COLUMNS = 160
@@ -178,7 +182,7 @@ def make_table(*columns: str) -> Table:
     """A table whose last column alone may wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        numeric = column in ("id", "pid", "entries", "unapplied", "dead letters", "entries/s")
+        numeric = column in NUMERIC
         table.add_column(
             column,
             justify="right" if numeric or column.startswith("lag") else "left",
@@ -212,9 +216,11 @@ def _seconds(value: float | None) -> str:
 @json_option
 @pass_cluster
 def verify(cluster: ClusterConfig, wait_s: float, asked: str | None, as_json: bool) -> None:
-    """Compare the trees of all sites: converged means equal trees at equal cursors, and no dead letter.
+    """Compare the trees of all sites: converged means equal trees at equal cursors, and every entry accounted for.
 
     The digest is over names, types, attributes, links and content. On a difference the first differing path is named.
+    The sums are over the entries of each site: written = durable + in flight + missing, applied = current + lost +
+    superseded + dead letters. What does not add up is named with its site, journal and shard.
     Exit status 0 if converged, 1 if not, 3 if a site could not be asked.
     """
     verdict = run_async(_verify, cluster, asked, wait_s)
@@ -224,10 +230,26 @@ def verify(cluster: ClusterConfig, wait_s: float, asked: str | None, as_json: bo
             difference = {**path_json(difference["path"]), "sites": difference["sites"]}
         echo_json({**verdict, "first_difference": difference})
     else:
+        table_console().print(render_sums(cluster, verdict["sums"]))
         for line in _verdict_lines(verdict):
             click.echo(line)
     if not verdict["converged"]:
         end(EXIT_UNREACHABLE if any("unreachable" in site for site in verdict["sites"].values()) else EXIT_NO)
+
+
+def render_sums(cluster: ClusterConfig, sums: Mapping[str, Any]) -> Table:
+    """What became of every origin's entries at each site: the sums that `verify` checks, over all shards."""
+    table = make_table("site", "origin", *COUNTS)
+    names = {site.site_id: site.name for site in cluster.sites}
+    for name, journals in sums.items():
+        origins = [JournalId.parse(journal).origin for journal in journals]
+        for journal, told in journals.items():
+            origin = JournalId.parse(journal).origin
+            is_only = origins.count(origin) == 1 and origin in names
+            counts = [told[column.replace(" ", "_")] for column in COUNTS]
+            shown = ["?" if count is None else f"{count:,}" for count in counts]
+            table.add_row(name, names[origin] if is_only else journal, *shown)
+    return table
 
 
 def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
@@ -241,6 +263,7 @@ def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         )
     if verdict["converged"]:
         return [*lines, "converged"]
+    lines += verdict["faults"]
     lines.append(f"not converged: {verdict['reason']}")
     difference = verdict.get("first_difference")
     if difference:

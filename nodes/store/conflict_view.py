@@ -27,17 +27,17 @@ _COLUMNS = (
     "c.id, c.object, c.facet, c.detail, c.kind, c.loser, c.winner, c.inode, c.parent, c.name, c.value, "
     "(SELECT r.how FROM resolution r WHERE r.conflict = c.id)"
 )
-# A modification has lost to a removal only while the object has no name.
-_SHOWN = f"""
+SHOWN = f"""
 (c.kind <> {ConflictKind.DELETE_MODIFY} OR NOT EXISTS (SELECT 1 FROM link l WHERE l.inode = c.inode))
 """  # noqa: S608 -- joined from constants only
-_ONE = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ? AND {_SHOWN}"  # noqa: S608 -- joined from constants only
+"""The condition on `conflict c`: a modification has lost to a removal only while the object has no name."""
+_ONE = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ? AND {SHOWN}"  # noqa: S608 -- joined from constants only
 _PAGE = f"""
-SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND {_SHOWN} ORDER BY c.loser, c.id LIMIT ?
+SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND {SHOWN} ORDER BY c.loser, c.id LIMIT ?
 """  # noqa: S608 -- joined from constants only
 _COUNTS = f"""
 SELECT c.kind, count(*) FROM conflict c
-WHERE {_SHOWN} AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) GROUP BY c.kind ORDER BY c.kind
+WHERE {SHOWN} AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) GROUP BY c.kind ORDER BY c.kind
 """  # noqa: S608 -- joined from constants only
 _PIECES = "SELECT low, high, winner, data IS NOT NULL FROM piece WHERE conflict = ? ORDER BY low"
 

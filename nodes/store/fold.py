@@ -67,6 +67,7 @@ from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
 from nodes.store.schema import Kind, read_applied, read_meta, write_applied, write_meta
+from nodes.store.sums import JournalSums, read_sums, write_sums
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
 TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
@@ -127,6 +128,7 @@ class Fold:
         self._mtimes: dict[int, bytes] = {}
         self._modified: dict[tuple[JournalId, bytes], dict[int, bytes]] = {}
         self._has_dead_letters = any_open(connection)
+        self._sums: dict[JournalId, JournalSums] = {}
 
     def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:
         """Fold entries in that were journaled elsewhere, or here in an earlier life; duplicates have no effect."""
@@ -155,10 +157,17 @@ class Fold:
             self.applied[journal] = cursors
             self._changed.add(journal)
 
+    def sums_of(self, journal: JournalId) -> JournalSums:
+        """What was folded of a journal; whoever folds adds to it, and `save` stores it."""
+        if journal not in self._sums:
+            self._sums[journal] = read_sums(self.connection, journal, self.shard_count)
+        return self._sums[journal]
+
     def save(self) -> None:
         """Write what is still held back, and the cursors, before the transaction is committed."""
         self.flush()
         write_applied(self.connection, {journal: self.applied[journal] for journal in sorted(self._changed)})
+        write_sums(self.connection, self._sums)
         write_meta(self.connection, "timestamp_us", self.timestamp_us)
 
     def flush(self) -> None:
@@ -192,6 +201,7 @@ class Fold:
             the greatest stamp among those that took effect.
         """
         (origin, incarnation), shard = journal, block.shard
+        folded, before = 0, len(dead_letters)
         seen_table = block.seen_table
         names = [self.causality.name_of(seen) for seen in seen_table]
         self._note_runs(journal, block, done, seen_table)
@@ -200,6 +210,7 @@ class Fold:
         modified = [self._modified_of(journal, seen) for seen in seen_table]
         add_run, mtimes = self._bulk.add_run, self._mtimes
         for seq, timestamp_us, inode, seen, operation in rows:
+            folded += 1
             packed = pack_stamp(timestamp_us, origin, incarnation, shard, seq)
             if type(operation) is Write and add_run(inode, operation.offset, operation.data, packed):
                 modified[seen][inode] = packed
@@ -211,6 +222,8 @@ class Fold:
             self._bulk.flush(inode)
             stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
             self.apply(Cause(stamp, packed, seen_table[seen], names[seen], is_local=False), inode, operation)
+        crcs = block.crcs[max(0, done + 1 - block.first_seq) :]
+        self.sums_of(journal).add(shard, folded=folded + len(dead_letters) - before, crcs=crcs)
         return max((timestamp_us for _, timestamp_us, *_ in rows), default=0)
 
     def _read_rows(

@@ -7,7 +7,7 @@ SQLite's integers are not, so they are blobs of 8 bytes, big endian.
 | table     | one row for each                                                                                     |
 |-----------|------------------------------------------------------------------------------------------------------|
 | meta      | number of the store itself: shard count, greatest stamp applied                                      |
-| journal   | journal, with its applied cursors                                                                    |
+| journal   | journal, with its applied cursors, and what was folded up to them (`nodes.store.sums`)                |
 | inode     | object that any entry told of; `kind` is NULL until the entry that made it arrives                   |
 | extent    | run of a file's bytes, [low, high), none overlapping; `data` is NULL where a truncate left a hole     |
 | xattr     | extended attribute; `value` is NULL where it was removed                                             |
@@ -57,7 +57,8 @@ class Kind(IntEnum):
 _TABLES = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE journal(
-    origin INTEGER NOT NULL, incarnation BLOB NOT NULL, cursors BLOB NOT NULL, PRIMARY KEY(origin, incarnation)
+    origin INTEGER NOT NULL, incarnation BLOB NOT NULL, cursors BLOB NOT NULL, sums BLOB NOT NULL DEFAULT x'',
+    PRIMARY KEY(origin, incarnation)
 ) WITHOUT ROWID;
 CREATE TABLE inode(
     inode INTEGER PRIMARY KEY,
@@ -206,7 +207,8 @@ def read_applied(connection: sqlite3.Connection) -> dict[JournalId, tuple[int, .
 def write_applied(connection: sqlite3.Connection, applied: Mapping[JournalId, tuple[int, ...]]) -> None:
     """Store the applied cursors of some journals."""
     connection.executemany(
-        "INSERT INTO journal VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET cursors = excluded.cursors",
+        "INSERT INTO journal(origin, incarnation, cursors) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET cursors = excluded.cursors",
         [
             (journal.origin, pack_incarnation(journal.incarnation), struct.pack(f"<{len(seqs)}Q", *seqs))
             for journal, seqs in applied.items()

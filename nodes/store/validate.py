@@ -184,11 +184,11 @@ class _Group:
         rows = self._open[shard].rows
         if rows:
             first_seq = self._next_seqs[shard] - len(rows)
-            self.blocks.append(Block.build(shard=shard, first_seq=first_seq, rows=rows, seen=self._seen))
-            last_seq = self._next_seqs[shard] - 1
-            self._fold.causality.note(
-                self._source.journal, shard, first_seq=first_seq, last_seq=last_seq, seen=self._seen
-            )
+            block = Block.build(shard=shard, first_seq=first_seq, rows=rows, seen=self._seen)
+            journal, last_seq = self._source.journal, block.last_seq
+            self._fold.causality.note(journal, shard, first_seq=first_seq, last_seq=last_seq, seen=self._seen)
+            self._fold.sums_of(journal).add(shard, folded=len(rows), crcs=block.crcs)
+            self.blocks.append(block)
         self._open[shard] = _OpenBlock()
 
     # What follows finds out whether an operation fits, and changes nothing.

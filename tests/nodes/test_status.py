@@ -10,8 +10,9 @@ import trio
 
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.failover import SiteMode
-from claudefs_repl.journal import SiteId
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.accounts import Accounts
 from nodes.peers import PeerRecord
 from nodes.status import MANIFEST_BYTES_MAX, SiteStatus
 from nodes.store.sqlite_store import SqliteStore
@@ -22,6 +23,18 @@ BETA = SiteConfig("beta", SiteId(2), "127.0.0.2", 2, Path("beta"))
 DIGEST = {"digest": "00", "dead_letters": 0, "cursors": {}}
 
 
+class Nothing:
+    """A site without journals."""
+
+    own = SimpleNamespace(journal=JournalId(ALPHA.site_id, Incarnation(1)))
+
+    def all(self):
+        return ()
+
+    def received(self):
+        return {}
+
+
 class Peer:
     """Answers every question with the same thing."""
 
@@ -30,7 +43,7 @@ class Peer:
 
     async def ask(self, peer, method, args, *, timeout_s):
         await trio.lowlevel.checkpoint()
-        return self.answers[method]
+        return self.answers.get(method, {})
 
 
 def status_of(store, **answers):
@@ -50,6 +63,7 @@ def status_of(store, **answers):
         applier=nothing,
         receiver=nothing,
         housekeeper=nothing,
+        accounts=Accounts(journals=Nothing(), store=store, peers={}),
     )
 
 

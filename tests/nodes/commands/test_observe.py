@@ -110,7 +110,7 @@ def test_verify_ends_with_its_verdict(
     sites = {name: {"digest": "ab", "cursors": {"1:a": [1, 2]}, "dead_letters": 0} for name in ("alpha", "beta")}
 
     async def answer(*_: Any) -> dict[str, Any]:
-        return {**verdict, "sites": sites}
+        return {**verdict, "sites": sites, "faults": ["beta: journal j shard 0: lost"], "sums": {}}
 
     monkeypatch.setattr(observe, "_verify", answer)
     shown = json.loads((result := run(place, "verify", "--json")).stdout)
