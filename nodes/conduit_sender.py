@@ -150,7 +150,7 @@ async def _run_session(
     reader = log.reader(start)
     progress = SendProgress(acked=start, window_batches=config.window_batches, window_bytes=config.window_bytes)
     record.ahead = record.cut_off = False
-    record.acked = start
+    record.note_acked(trio.current_time(), start)
     record.progress = progress
     record.pressure_ms = 0
     record.connected_at_s = record.last_ack_at_s = trio.current_time()
@@ -236,7 +236,7 @@ class _Sender:
                     # The peer answers tails as well: only what covers a batch shows that anything moves.
                     if self._progress.ack(seqs) or not self._progress.batches_in_flight:
                         self._record.last_ack_at_s = trio.current_time()
-                    self._record.acked = self._progress.acked
+                    self._record.note_acked(trio.current_time(), self._progress.acked)
                     self._record.pressure_ms = pressure_ms
                     self._record.note_cursors(received=received, applied=applied)
                     self._room.notify()

@@ -9,6 +9,7 @@ from contextlib import suppress
 import trio
 
 from claudefs_repl.block import Block
+from claudefs_repl.cursor_history import CursorHistory
 from claudefs_repl.error import CallerError, DiskFull, SyncFailed, WalCorrupted
 from claudefs_repl.journal import JournalId
 from claudefs_repl.wal import RECORD_HEAD_BYTES, Cut
@@ -43,6 +44,7 @@ class EntryLog:
         tails: for each shard the seq of its last durable entry, 0 if there is none.
         position: the durable end, in record bytes.
         last_timestamp_us: greatest timestamp of any entry ever appended, 0 if there is none.
+        history: when the tails moved, in Trio's seconds, since the log was opened.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class EntryLog:
         self.tails = tuple(seq - 1 for seq in recovery.next_seqs)
         self.position = recovery.position
         self.last_timestamp_us = recovery.last_timestamp_us
+        self.history = CursorHistory(trio.current_time(), self.tails)
 
     @classmethod
     async def create(
@@ -279,6 +282,7 @@ class EntryLog:
         self.last_timestamp_us = max(self.last_timestamp_us, *[max(block.timestamps) for block in blocks])
         self.tails = tuple(seq - 1 for seq in seqs)
         self.position = position
+        self.history.note(trio.current_time(), self.tails)
         self._grown.set()
         self._grown = trio.Event()
 

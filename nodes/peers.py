@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.conduit import SendProgress
+from claudefs_repl.cursor_history import CursorHistory
 from claudefs_repl.health import ConduitState, LagHistory
 from claudefs_repl.stability import Word
 from claudefs_repl.topology import SiteConfig
@@ -18,10 +19,10 @@ class PeerRecord:
 
     Attributes:
         site: its configuration.
-        conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, pressure_ms,
-            ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; last_ack_at_s is when an ack
-            last covered a batch, or nothing was in flight; throttled_s is the time that batches to this peer have waited at
-            the rate limiter since the start).
+        conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, acked_history,
+            pressure_ms, ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; last_ack_at_s is
+            when an ack last covered a batch, or nothing was in flight; acked_history is None before the first contact;
+            throttled_s is the time that batches to this peer have waited at the rate limiter since the start).
         inbound_connected: by the conduit's receiver.
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
@@ -39,6 +40,7 @@ class PeerRecord:
     last_ack_at_s: float = 0.0
     progress: SendProgress | None = None
     acked: tuple[int, ...] = ()
+    acked_history: CursorHistory | None = None
     pressure_ms: int = 0
     ahead: bool = False
     throttled_s: float = 0.0
@@ -55,6 +57,13 @@ class PeerRecord:
     word: Word | None = None
     lag: LagHistory = field(default_factory=LagHistory)
     cut_off: bool = False
+
+    def note_acked(self, at_s: float, acked: tuple[int, ...]) -> None:
+        """Take the send cursor. What a peer had at first contact it acknowledged some time before."""
+        self.acked = acked
+        if self.acked_history is None:
+            self.acked_history = CursorHistory(at_s, acked)
+        self.acked_history.note(at_s, acked)
 
     def note_cursors(self, *, received: Cursors, applied: Cursors) -> None:
         """Take what the peer just told of some journals' durable cursors and of all applied ones."""

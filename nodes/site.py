@@ -51,6 +51,7 @@ from nodes.seams import Entropy, WallClock
 from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
+from nodes.trace import Tracer
 from nodes.write_gate import WriteGate
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing
@@ -253,6 +254,7 @@ class _Site:
             snapshot=recovered.snapshot,
             logger=self._logger,
         )
+        queries = PeerQueries(dialing)
         status = SiteStatus(
             cluster=self._cluster,
             site=self._site,
@@ -262,12 +264,21 @@ class _Site:
             peers=self._peers,
             peer_modes=self._peer_modes,
             gate=self._gate,
-            queries=PeerQueries(dialing),
+            queries=queries,
             wall_clock=self._wall_clock,
             applier=applier.stats,
             receiver=receiving.stats,
             housekeeper=housekeeper.stats,
             accounts=Accounts(journals=journals, store=store, peers=self._peers),
+            tracer=Tracer(
+                cluster=self._cluster,
+                site=self._site,
+                journals=journals,
+                store=store,
+                peers=self._peers,
+                queries=queries,
+                wall_clock=self._wall_clock,
+            ),
         )
         sending = AuthRateLimiter(limits)
         shown_ids = ShownIds(self._cluster, self._site)

@@ -26,6 +26,7 @@ from nodes.queries import Handler, PeerQueries, PeerUnreachable
 from nodes.seams import WallClock
 from nodes.snapshots import cursors_from_json, cursors_to_json
 from nodes.store.sqlite_store import SqliteStore
+from nodes.trace import Tracer
 from nodes.write_gate import WriteGate
 
 STATUS_TIMEOUT_S = 3.0
@@ -64,6 +65,7 @@ class SiteStatus:
         receiver: ReceiverStats,
         housekeeper: HousekeeperStats,
         accounts: Accounts,
+        tracer: Tracer,
     ) -> None:
         self._cluster = cluster
         self._site = site
@@ -79,6 +81,7 @@ class SiteStatus:
         self._receiver = receiver
         self._housekeeper = housekeeper
         self._accounts = accounts
+        self._tracer = tracer
         self._started_s = trio.current_time()
         # A digest reads for minutes: one at a time leaves the store's other readers to everybody else.
         self._digesting = trio.Lock()
@@ -86,7 +89,13 @@ class SiteStatus:
 
     def client_handlers(self) -> dict[str, Handler]:
         """What the client service asks."""
-        return {"hello": self._hello, "status": self._status, "digest": self._digest, "manifest": self._manifest}
+        return {
+            "hello": self._hello,
+            "status": self._status,
+            "digest": self._digest,
+            "manifest": self._manifest,
+            "trace": lambda args: self._tracer.trace(args, self.ask_all),
+        }
 
     def peer_handlers(self) -> dict[str, Handler]:
         """What peers ask: about this site alone."""
@@ -95,6 +104,7 @@ class SiteStatus:
             "digest": self._own_digest,
             "manifest": self._own_manifest,
             **self._accounts.peer_handlers(),
+            **self._tracer.peer_handlers(),
         }
 
     async def _hello(self, args: dict[str, Any]) -> Any:

@@ -1,17 +1,24 @@
-"""Commands that account for single entries: deadletters."""
+"""Commands about single entries: trace, deadletters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+import trio
+from rich.console import Group
 from rich.text import Text
 
 from claudefs_repl.topology import ClusterConfig
-from nodes.client import connect_site
+from nodes.client import SiteUnreachable, connect_site
 from nodes.commands.common import (
     EXIT_NO,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
     SITE_NAME,
+    SITE_PATH,
+    SitePath,
     echo_json,
     end,
     examples,
@@ -19,10 +26,123 @@ from nodes.commands.common import (
     pass_cluster,
     run_async,
 )
-from nodes.commands.observe import make_table, table_console
+from nodes.commands.observe import any_site, make_table, site_option, table_console
 from nodes.events import utc_text
 
 ENTRY = "ORIGIN/SHARD/SEQ"
+REMOVALS = ("unlink", "remove_xattr")
+"""Operations whose effect is that something shows no more."""
+TRACE_TIMEOUT_S = 25.0
+"""A site gives each of its peers a few seconds, and a quiet one somewhat more, before it answers without them."""
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl trace alpha:/docs/letter",
+        "claudefs-repl trace --entry alpha/0/17",
+        "claudefs-repl trace --entry 1:00c0ffee00c0ffee/0/17 --json",
+    )
+)
+@click.argument("path", type=SITE_PATH, required=False, metavar="[SITE:/PATH]")
+@click.option("--entry", metavar=ENTRY, help="One entry of a journal instead of what is at a path.")
+@site_option
+@json_option
+@pass_cluster
+def trace(cluster: ClusterConfig, path: SitePath | None, entry: str | None, asked: str | None, as_json: bool) -> None:
+    """Show where a change is: when it was durable and applied at each site, and acknowledged to the site that made it.
+
+    Of a path the entries are shown that made the object there, last wrote to it, last changed its attributes and last
+    named it. ORIGIN is a site's name or id; ID:INCARNATION is one of its former journals. Times are each site's own, and
+    those before a site was started are not known. Exit status 1 if no site has the entry, 3 if some site could not be
+    asked.
+    """
+    if (path is None) == (entry is None):
+        raise click.UsageError(f"give either a SITE:/PATH or --entry {ENTRY}")
+    if path is not None and asked is not None:
+        raise click.UsageError("--site goes with --entry; a path names its site itself")
+    question = {"entry": entry} if path is None else {"path": path.path}
+    answer = run_async(_trace, cluster, path.site if path is not None else asked, question)
+    if as_json:
+        echo_json(answer)
+    else:
+        for one in answer["entries"]:
+            table_console().print(render_trace(one))
+        if not answer["entries"]:
+            click.echo(f"{path}: no entry made it")
+    sites = [told for one in answer["entries"] for told in one["sites"].values()]
+    if any("unreachable" in told for told in sites):
+        end(EXIT_UNREACHABLE)
+    end(EXIT_NO if sites and not any(told["durable"] for told in sites) else EXIT_OK)
+
+
+async def _trace(cluster: ClusterConfig, asked: str | None, question: dict[str, Any]) -> dict[str, Any]:
+    with trio.move_on_after(TRACE_TIMEOUT_S):
+        async with any_site(cluster, asked) as client:
+            answer: dict[str, Any] = await client.call("trace", **question)
+            return answer
+    raise SiteUnreachable(f"no answer came within {TRACE_TIMEOUT_S:g} s")
+
+
+def render_trace(told: Mapping[str, Any]) -> Group:
+    """Where one entry is, as a line about it and a table of the sites."""
+    content = told["content"]
+    what = (
+        f"{content['op']} of {content['inode']}, {content['payload_bytes']:,} bytes, stamped {_time(content['time_us'])}"
+        if content
+        else f"what it is, is not known: {told['content_missing']}"
+    )
+    roles = f"{', '.join(told['roles'])}: " if told["roles"] else ""
+    table = make_table("site", "durable at", f"acknowledged to {told['origin']} at", "applied at", "remarks")
+    origin = told["sites"].get(told["origin"], {})
+    for name, site in told["sites"].items():
+        if "unreachable" in site:
+            table.add_row(name, "?", _acked(origin, name), "?", Text(site["unreachable"], "red"))
+            continue
+        acked = "made here" if name == told["origin"] else _acked(origin, name)
+        table.add_row(
+            name,
+            _passing(site["durable"]),
+            acked,
+            _passing(site["applied"]),
+            Text(_remarks(site, content and content["op"])),
+        )
+    return Group(Text(f"{roles}entry {told['entry']} of {told['origin']}", "bold"), Text(what), table, Text(""))
+
+
+def _acked(origin: Mapping[str, Any], name: str) -> str:
+    """What the site that made an entry knows of a peer."""
+    peer = origin.get("peers", {}).get(name)
+    if peer is None:
+        return "?"
+    if peer["acked"] is None:
+        return "sent, not acknowledged" if peer["sent"] else "not sent"
+    return _passing(peer["acked"])
+
+
+def _passing(passing: Mapping[str, int | None] | None) -> str:
+    """When something passed, no more exactly than it is known."""
+    if passing is None:
+        return "-"
+    after_us, by_us = passing["after_us"], passing["by_us"]
+    assert by_us is not None
+    if after_us is None:
+        return f"before {_moment(by_us)}"
+    return _moment(by_us) if after_us == by_us else f"{_moment(after_us)} to {_moment(by_us)}"
+
+
+def _moment(time_us: int) -> str:
+    return _time(time_us)[:23].replace("T", " ")
+
+
+def _remarks(site: Mapping[str, Any], op: str | None) -> str:
+    remarks = []
+    if site["dead_letter"]:
+        remarks.append(f"dead letter: {site['dead_letter']}")
+    elif site["applied"] and site["shows"] is not None and op not in REMOVALS:
+        remarks.append("current" if site["shows"] else "nothing of it shows any more")
+    for loss in site.get("lost_to", []):
+        remarks.append(f"lost to entry {loss['entry']}: {loss['rule']} ({loss['kind']} conflict {loss['conflict']})")
+    return "; ".join(remarks)
 
 
 @click.group()
@@ -115,4 +235,4 @@ def _time(time_us: int) -> str:
         return f"{time_us} us"
 
 
-COMMANDS: list[click.Command] = [deadletters]
+COMMANDS: list[click.Command] = [trace, deadletters]

@@ -19,6 +19,7 @@ import trio
 
 from claudefs_repl.block import Block
 from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.cursor_history import CursorHistory, Passing
 from claudefs_repl.error import DiskFull, SyncFailed, WorldError
 from claudefs_repl.journal import JournalId
 from nodes.store.dead_letters import DeadLetter, EntryKey, any_open
@@ -76,6 +77,8 @@ class SqliteStore:
         self._readers = trio.Semaphore(READERS_MAX)
         self._writing = trio.Lock()
         self._syncing = trio.Lock()
+        self._histories: dict[JournalId, CursorHistory] = {}
+        self._opened_s = 0.0
 
     @classmethod
     async def open(cls, path: Path, *, shard_count: int) -> SqliteStore:
@@ -98,7 +101,27 @@ class SqliteStore:
                 _sync_directory(path.parent)
                 return store
 
-        return await trio.to_thread.run_sync(connect)
+        store = await trio.to_thread.run_sync(connect)
+        store._opened_s = trio.current_time()
+        store._histories = {
+            journal: CursorHistory(store._opened_s, seqs) for journal, seqs in sorted(store.applied.items())
+        }
+        return store
+
+    def when_applied(self, journal: JournalId, shard: int, seq: int) -> Passing | None:
+        """When an entry was applied here, in Trio's seconds; None if it is not."""
+        history = self._histories.get(journal)
+        return None if history is None else history.when(shard, seq)
+
+    def take_applied(self, fold: Fold) -> None:
+        """Tell of what was committed; for `StoreTransaction`, after the commit."""
+        for journal, seqs in fold.applied.items():
+            history = self._histories.get(journal)
+            if history is None:
+                history = self._histories[journal] = CursorHistory(self._opened_s, (0,) * len(seqs))
+            history.note(trio.current_time(), seqs)
+        self.applied = dict(fold.applied)
+        self.applied_timestamp_us = fold.timestamp_us
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[StoreTransaction]:
@@ -291,8 +314,7 @@ class StoreTransaction:
             DiskFull: there was no room; nothing of the transaction is left.
         """
         fold = await self._run(self._commit)
-        self._store.applied = dict(fold.applied)
-        self._store.applied_timestamp_us = fold.timestamp_us
+        self._store.take_applied(fold)
 
     def _commit(self, fold: Fold) -> Fold:
         self._store.commit(fold)

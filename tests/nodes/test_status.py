@@ -16,6 +16,7 @@ from nodes.accounts import Accounts
 from nodes.peers import PeerRecord
 from nodes.status import MANIFEST_BYTES_MAX, SiteStatus
 from nodes.store.sqlite_store import SqliteStore
+from nodes.trace import Tracer
 from nodes.write_gate import WriteGate
 
 ALPHA = SiteConfig("alpha", SiteId(1), "127.0.0.1", 1, Path("alpha"))
@@ -64,6 +65,9 @@ def status_of(store, **answers):
         receiver=nothing,
         housekeeper=nothing,
         accounts=Accounts(journals=Nothing(), store=store, peers={}),
+        tracer=Tracer(
+            cluster=cluster, site=ALPHA, journals=Nothing(), store=store, peers={}, queries=None, wall_clock=nothing
+        ),
     )
 
 

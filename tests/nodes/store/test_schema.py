@@ -9,11 +9,11 @@ import pytest
 
 from claudefs_repl.error import CallerError
 from claudefs_repl.journal import JournalId
-from nodes.store import attributes, claims, dead_letters, extents, links, moves, schema, view
+from nodes.store import attributes, claims, dead_letters, extents, links, moves, schema, traces, view
 
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": text
-    for module in (attributes, claims, dead_letters, extents, links, moves, view)
+    for module in (attributes, claims, dead_letters, extents, links, moves, traces, view)
     for name, text in vars(module).items()
     if isinstance(text, str) and re.match(r"\s*(SELECT|UPDATE|DELETE|INSERT) ", text)
 }
