@@ -26,7 +26,7 @@ from nodes.commands.common import (
     pass_cluster,
     run_async,
 )
-from nodes.commands.observe import any_site, make_table, site_option, table_console
+from nodes.commands.observe import any_site, make_table, print_whole, site_option
 from nodes.events import utc_text
 
 ENTRY = "ORIGIN/SHARD/SEQ"
@@ -66,7 +66,7 @@ def trace(cluster: ClusterConfig, path: SitePath | None, entry: str | None, aske
         echo_json(answer)
     else:
         for one in answer["entries"]:
-            table_console().print(render_trace(one))
+            print_whole(render_trace(one))
         if not answer["entries"]:
             click.echo(f"{path}: no entry made it")
     sites = [told for one in answer["entries"] for told in one["sites"].values()]
@@ -177,7 +177,7 @@ def list_letters(cluster: ClusterConfig, site: str, as_json: bool) -> None:
                 *(letter["entry"], letter["origin"] or "?", letter["op"], letter["inode"]),
                 *(_time(letter["time_us"]), f"{letter['payload_bytes']:,}", Text(reason)),
             )
-        table_console().print(table)
+        print_whole(table)
         if any(letter["can_be_retried"] for letter in letters):
             click.echo(f"after an upgrade that knows them: claudefs-repl deadletters retry {site}")
     else:

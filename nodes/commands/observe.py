@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import trio
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -46,6 +47,8 @@ NUMERIC = frozenset(("id", "pid", "entries", "unapplied", "entries/s", "payload 
 STATUS_TIMEOUT_S = 15.0
 """A site gives each of its peers a few seconds before it answers without them."""
 PIPE_COLUMNS = 160
+WIDEST_COLUMNS = 1000
+"""No table has wider numbers."""
 LOG_LINES = 200
 """What fits a glance; all of it with -n 0."""
 
@@ -179,14 +182,14 @@ def render_status(answer: Mapping[str, Any]) -> Group:
 
 
 def make_table(*columns: str) -> Table:
-    """A table whose last column alone may wrap."""
+    """A table whose last column alone may wrap, if it is one of words."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         numeric = column in NUMERIC
         table.add_column(
             column,
             justify="right" if numeric or column.startswith("lag") else "left",
-            no_wrap=column != columns[-1],
+            no_wrap=numeric or column != columns[-1],
             overflow="fold",
         )
     return table
@@ -195,6 +198,18 @@ def make_table(*columns: str) -> Table:
 def table_console() -> Console:
     """Where tables go. A pipe has no width to fit into."""
     return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
+
+
+def print_whole(shown: Table | Group) -> None:
+    """Print tables at least as wide as what may not wrap: a narrower terminal breaks their lines, and nothing is cut."""
+    for table in shown.renderables if isinstance(shown, Group) else [shown]:
+        for column in table.columns if isinstance(table, Table) else ():
+            if column.no_wrap:
+                column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    console = table_console()
+    unbounded = console.options.update(width=WIDEST_COLUMNS)
+    console.width = max(console.width, console.measure(shown, options=unbounded).minimum)
+    console.print(shown)
 
 
 def _mode(mode: str) -> Text:
@@ -230,7 +245,7 @@ def verify(cluster: ClusterConfig, wait_s: float, asked: str | None, as_json: bo
             difference = {**path_json(difference["path"]), "sites": difference["sites"]}
         echo_json({**verdict, "first_difference": difference})
     else:
-        table_console().print(render_sums(cluster, verdict["sums"]))
+        print_whole(render_sums(cluster, verdict["sums"]))
         for line in _verdict_lines(verdict):
             click.echo(line)
     if not verdict["converged"]:

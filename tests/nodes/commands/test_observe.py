@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from claudefs_repl.journal import SiteId
+from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.__main__ import cli
 from nodes.commands import observe
 from nodes.config import load_cluster, write_cluster
@@ -174,3 +176,29 @@ def test_without_any_log_the_answer_is_no(place: Path) -> None:
     result = run(place, "logs")
     assert result.exit_code == 1
     assert "logged" in result.stderr
+
+
+def test_no_number_is_cut_where_a_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of sums is as wide as its numbers."""
+    out = io.StringIO()
+    monkeypatch.setattr(observe, "table_console", lambda: Console(file=out, width=40))
+    cluster = load_cluster_of(("alpha", 1))
+    told = dict.fromkeys((column.replace(" ", "_") for column in observe.COUNTS), 1_234_567_890)
+    told |= {"in_flight": None}
+    observe.print_whole(observe.render_sums(cluster, {"alpha": {"1:0000000000000001": told}}))
+    *_, line = out.getvalue().splitlines()
+    assert line.split() == ["alpha", "alpha", *["1,234,567,890"] * 2, "?", *["1,234,567,890"] * 6]
+
+
+def test_of_several_journals_of_a_site_each_is_told_by_its_id() -> None:
+    """A former journal is not taken for the one that the site writes now."""
+    told = dict.fromkeys((column.replace(" ", "_") for column in observe.COUNTS), 1)
+    journals = {f"1:000000000000000{number}": told for number in (1, 2)} | {"9:0000000000000001": told}
+    out = io.StringIO()
+    Console(file=out, width=160).print(observe.render_sums(load_cluster_of(("alpha", 1)), {"alpha": journals}))
+    assert [line.split()[1] for line in out.getvalue().splitlines()[1:]] == list(journals)
+
+
+def load_cluster_of(*sites: tuple[str, int]) -> ClusterConfig:
+    found = [SiteConfig(name, SiteId(number), "127.0.0.1", number, Path(name)) for name, number in sites]
+    return ClusterConfig(Path("cluster.toml"), "test", 2, Path("keys"), tuple(found))
