@@ -143,7 +143,8 @@ def _path_of(view: View, directory: int) -> list[bytes] | None:
     names: list[bytes] = []
     while directory != ROOT_INODE:
         places = view.names_of(directory)
-        if not places:
+        # A forged link may name a file as its parent, and files have several names.
+        if not places or view.stat(directory).kind != "dir":
             return None
         ((parent, name),) = places
         names.append(view.shown_name(parent, name, directory))

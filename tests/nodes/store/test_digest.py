@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from claudefs_repl.block import Block, NewRow
+from claudefs_repl.checkpoint import encode_cursors
+from claudefs_repl.journal import JournalId, Op, SiteId, entry_crc32, shard_of
+from claudefs_repl.operations import Link
 from nodes.store.local import (
     CreateFile,
     MakeDir,
@@ -15,6 +19,7 @@ from nodes.store.local import (
     TruncateFile,
     WriteData,
 )
+from protocol.payload import encode_payload
 
 
 def fill(site):
@@ -148,3 +153,19 @@ def test_a_tree_of_any_depth_is_walked(site):
     site.do(MakeDir(1, b"d", 0, 0, 0, 0), *[MakeDir(-number, b"d", 0, 0, 0, 0) for number in range(1, 1500)])
     assert len(site.view.tree_digest()) == 32
     assert len(site.view.manifest(None, 2000)[0]) == 1501
+
+
+def test_a_name_beneath_what_is_no_directory_is_no_path(site):
+    """A forged link may name a file as its parent: what hangs there is not in the tree, and the digest passes it over."""
+    (made,) = site.do(CreateFile(1, b"f", 0o600, 0, 0, 0))
+    site.do(MakeLink(made.inode, 1, b"g"))
+    (hung,) = site.do(CreateFile(1, b"h", 0o600, 0, 0, 0))
+    before = site.view.manifest(None, 100)
+    journal = JournalId(SiteId(5), 1)
+    shard = shard_of(hung.inode, site.shard_count)
+    payload = encode_payload(Link(made.inode, b"x"))
+    crc32 = entry_crc32(1, shard, journal.origin, 9, hung.inode, Op.LINK, payload)
+    rows = [NewRow(9, Op.LINK, hung.inode, payload, crc32)]
+    site.take(journal, [Block.build(shard=shard, first_seq=1, rows=rows, seen=encode_cursors({}, site.shard_count))])
+    assert site.view.stat(hung.inode).nlink == 2
+    assert site.view.manifest(None, 100) == before
