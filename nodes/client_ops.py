@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import reprlib
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any
 
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import DATA_BYTES_MAX, FILE_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_VALUE_BYTES_MAX
+from nodes.store.conflict_view import CONFLICT_CURSOR_BYTES
+from nodes.store.conflicts import ID_BYTES, ConflictKind
 from nodes.store.local import (
     CreateFile,
     GiveUp,
@@ -22,10 +25,12 @@ from nodes.store.local import (
     RemoveDir,
     RemoveX,
     SetAttributes,
+    Settle,
     SetX,
     TruncateFile,
     WriteData,
 )
+from nodes.store.resolutions import How
 
 OPS_MAX = 1024
 """Operations of one request: a group commit takes many requests, none of which may hold it up."""
@@ -96,6 +101,19 @@ def _bool(value: Any) -> bool:
     return type(value) is bool
 
 
+def _conflict(value: Any) -> bool:
+    return type(value) is bytes and len(value) == ID_BYTES
+
+
+def _one_of(kinds: type[IntEnum]) -> Check:
+    words = [kind.name.lower() for kind in kinds]
+    return lambda value: type(value) is str and value in words
+
+
+def _settle(conflict: bytes, how: str) -> Settle:
+    return Settle(conflict, How[how.upper()])
+
+
 _inode = _int(-OPS_MAX, (1 << 63) - 1)
 _mode = _int(0, 0o7777)
 _id = _int(0, 0xFFFF_FFFF)
@@ -117,6 +135,16 @@ READS: dict[str, dict[str, Check]] = {
     },
     "read": {"inode": _object, "offset": _object, "length": _int(0, 1 << 31)},
     "xattrs": {"inode": _object},
+    "conflicts": {
+        "after": _optional(_bytes(CONFLICT_CURSOR_BYTES)),
+        "limit": _int(1, 1 << 31),
+        "kind": _optional(_one_of(ConflictKind)),
+        "path": _optional(_path),
+        "since_us": _optional(_object),
+        "is_open": _optional(_bool),
+    },
+    "conflict": {"id": lambda value: type(value) is str and len(value) <= 2 * ID_BYTES},
+    "lost": {"id": _conflict, "offset": _object, "length": _int(0, 1 << 31)},
     "manifest": {"after": _optional(_path), "limit": _optional(_int(1, 1 << 31))},
 }
 """The arguments of the requests that only read."""
@@ -179,4 +207,5 @@ _SCHEMAS: dict[str, tuple[Callable[..., LocalOp], dict[str, Check]]] = {
     ),
     "setxattr": (SetX, {"inode": _inode, "name": _name, "value": _bytes(XATTR_VALUE_BYTES_MAX)}),
     "removexattr": (RemoveX, {"inode": _inode, "name": _name}),
+    "settle": (_settle, {"conflict": _conflict, "how": _one_of(How)}),
 }

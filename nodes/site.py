@@ -32,6 +32,7 @@ from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
+from nodes.conflict_service import ConflictService
 from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
@@ -300,7 +301,12 @@ class _Site:
             writes=writes,
             gate=self._gate,
             shown_ids=shown_ids,
-            extra={**status.client_handlers(), **admin.handlers(), **dead_letters.handlers()},
+            extra={
+                **status.client_handlers(),
+                **admin.handlers(),
+                **dead_letters.handlers(),
+                **ConflictService(store=store, gate=self._gate).handlers(),
+            },
             logger=self._logger,
         )
         status.clients = clients.stats

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import Stamp
-from nodes.store.conflicts import ConflictKind, Facet
+from nodes.store.conflicts import ID_BYTES, ConflictKind, Facet
 from nodes.store.resolutions import How
 
 RULES = {
@@ -23,8 +25,12 @@ RULES = {
     ConflictKind.CYCLE: "the move would have put a directory beneath itself",
 }
 """Why the winner won, in words."""
+PREFIX_DIGITS_MIN = 4
+"""Fewer digits of an id tell few conflicts apart, and are likelier a slip than a choice."""
+CONFLICT_CURSOR_BYTES = 36 + ID_BYTES
+"""A place in the list: a packed stamp and an id."""
 _COLUMNS = (
-    "c.id, c.object, c.facet, c.detail, c.kind, c.loser, c.winner, c.inode, c.parent, c.name, c.value, "
+    "c.id, c.object, c.facet, c.detail, c.kind, c.loser, c.winner, c.inode, c.parent, c.name, c.value, c.is_kept, "
     "(SELECT r.how FROM resolution r WHERE r.conflict = c.id)"
 )
 SHOWN = f"""
@@ -32,8 +38,14 @@ SHOWN = f"""
 """  # noqa: S608 -- joined from constants only
 """The condition on `conflict c`: a modification has lost to a removal only while the object has no name."""
 _ONE = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ? AND {SHOWN}"  # noqa: S608 -- joined from constants only
+_RECORDED = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ?"  # noqa: S608 -- joined from constants only
 _PAGE = f"""
-SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND {SHOWN} ORDER BY c.loser, c.id LIMIT ?
+SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND (?4 IS NULL OR c.kind = ?4)
+AND (?5 IS NULL OR c.winner >= ?5) AND (NOT ?6 OR NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id))
+AND {SHOWN} ORDER BY c.loser, c.id LIMIT ?3
+"""  # noqa: S608 -- joined from constants only
+_BY_PREFIX = f"""
+SELECT {_COLUMNS} FROM conflict c WHERE c.id BETWEEN ? AND ? AND {SHOWN} ORDER BY c.id LIMIT 2
 """  # noqa: S608 -- joined from constants only
 _COUNTS = f"""
 SELECT c.kind, count(*) FROM conflict c
@@ -54,10 +66,11 @@ class Conflict:
         inode: the object that the losing entry acts on.
         parent: the directory of the name that it is about, if it is about one.
         name: that name.
-        value: the value that lost, of an attribute.
+        value: the value that lost, of an attribute; None where it was removed.
         loser: the entry that lost.
         winner: the latest entry that it lost to.
         resolution: `accepted` or `restored`; None while it is open.
+        is_kept: whether the content that lost is still here, and not given up for its size.
     """
 
     id: str
@@ -71,6 +84,12 @@ class Conflict:
     loser: Stamp
     winner: Stamp
     resolution: str | None
+    is_kept: bool
+
+    @property
+    def cursor(self) -> bytes:
+        """Its place in the list, for `page_conflicts`."""
+        return self.loser.pack() + bytes.fromhex(self.id)
 
     @property
     def rule(self) -> str:
@@ -94,9 +113,55 @@ def read_conflicts(connection: sqlite3.Connection, numbers: Sequence[bytes]) -> 
     return [_conflict(row) for row in rows if row is not None]
 
 
-def page_conflicts(connection: sqlite3.Connection, after: tuple[bytes, bytes] | None, limit: int) -> list[Conflict]:
-    """Conflicts in the order of their losers' stamps, beyond (packed stamp, id)."""
-    return [_conflict(row) for row in connection.execute(_PAGE, (*(after or (b"", b"")), limit))]
+def recorded_conflict(connection: sqlite3.Connection, number: bytes) -> Conflict | None:
+    """A conflict by id, also one that is not shown because its object has a name again."""
+    row = connection.execute(_RECORDED, (number,)).fetchone()
+    return None if row is None else _conflict(row)
+
+
+def page_conflicts(
+    connection: sqlite3.Connection,
+    after: bytes | None,
+    limit: int,
+    *,
+    kind: str | None = None,
+    since_us: int | None = None,
+    is_open: bool = False,
+) -> list[Conflict]:
+    """Conflicts in the order of their losers' stamps.
+
+    Args:
+        connection: to the store.
+        after: the cursor of the last one before the page.
+        limit: the most that are wanted.
+        kind: only of one kind.
+        since_us: only those whose winner was stamped then or later.
+        is_open: only those that nobody has settled.
+    """
+    place = (after or b"")[:-ID_BYTES], (after or b"")[-ID_BYTES:]
+    since = None if since_us is None else since_us.to_bytes(8, "big")
+    kind_number = None if kind is None else ConflictKind[kind.upper()]
+    return [_conflict(row) for row in connection.execute(_PAGE, (*place, limit, kind_number, since, is_open))]
+
+
+def find_conflict(connection: sqlite3.Connection, prefix: str) -> Conflict:
+    """The conflict whose id begins with some hex digits.
+
+    Raises:
+        OperationRefused: ENOENT if there is none, EINVAL if there are several or it is no such beginning.
+    """
+    digits = prefix.lower()
+    if not PREFIX_DIGITS_MIN <= len(digits) <= 2 * ID_BYTES or not set(digits) <= set("0123456789abcdef"):
+        asked = f"{PREFIX_DIGITS_MIN} to {2 * ID_BYTES} hex digits"
+        raise OperationRefused(errno.EINVAL, f"a conflict is named by the first {asked} of its id, not {prefix!r}")
+    first, last = (bytes.fromhex(digits.ljust(2 * ID_BYTES, filler)) for filler in "0f")
+    rows = connection.execute(_BY_PREFIX, (first, last)).fetchall()
+    if not rows:
+        raise OperationRefused(errno.ENOENT, f"no such conflict: {prefix}; settled ones go once every site knows of it")
+    if len(rows) > 1:
+        ids = " and ".join(row[0].hex() for row in rows)
+        raise OperationRefused(errno.EINVAL, f"several conflicts begin with {prefix}: {ids}; give more digits")
+    return _conflict(rows[0])
 
 
 def count_open(connection: sqlite3.Connection) -> dict[str, int]:
@@ -126,7 +191,7 @@ def lost_data(
 
 
 def _conflict(row: Sequence[Any]) -> Conflict:
-    number, object_, facet, detail, kind, loser, winner, inode, parent, name, value, how = row
+    number, object_, facet, detail, kind, loser, winner, inode, parent, name, value, is_kept, how = row
     return Conflict(
         id=number.hex(),
         kind=ConflictKind(kind).name.lower(),
@@ -139,4 +204,5 @@ def _conflict(row: Sequence[Any]) -> Conflict:
         loser=Stamp.unpack(loser),
         winner=Stamp.unpack(winner),
         resolution=None if how is None else How(how).name.lower(),
+        is_kept=bool(is_kept),
     )

@@ -9,6 +9,7 @@ from claudefs_repl.block import Block
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import JournalId
+from nodes.store.resolutions import How
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,14 @@ class RemoveX:
     name: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A conflict is settled: accepted as it is, or its loser was restored by the operations before."""
+
+    conflict: bytes
+    how: How
+
+
 LocalOp = (
     CreateFile
     | MakeDir
@@ -161,6 +170,7 @@ LocalOp = (
     | SetAttributes
     | SetX
     | RemoveX
+    | Settle
 )
 """An inode in it may be -k: the object of the k-th result, from 1, of the same request."""
 

@@ -45,6 +45,7 @@ from claudefs_repl.operations import (
     path_text,
 )
 from nodes.store.causality import Cause
+from nodes.store.conflict_view import recorded_conflict
 from nodes.store.fold import Fold
 from nodes.store.local import (
     CreateFile,
@@ -63,11 +64,13 @@ from nodes.store.local import (
     RemoveX,
     RequestOutcome,
     SetAttributes,
+    Settle,
     SetX,
     StampSource,
     TruncateFile,
     WriteData,
 )
+from nodes.store.resolutions import How, is_resolution, resolution_name
 from nodes.store.schema import Kind
 from nodes.store.view import Claim, View, is_conflict_name
 from protocol.payload import OP_OF, PayloadInvalid, decode_payload, encode_payload
@@ -286,6 +289,7 @@ class _Group:
         inode = self._inode(op.inode)
         self._kind(inode)
         check_name(op.name)
+        _check_settable(op.name)
         if len(op.value) > XATTR_VALUE_BYTES_MAX:
             raise OperationRefused(errno.E2BIG, f"an attribute has at most {XATTR_VALUE_BYTES_MAX} bytes")
         return _Planned(inode, SetXattr(op.name, op.value))
@@ -293,9 +297,20 @@ class _Group:
     def _plan_remove_xattr(self, op: RemoveX) -> _Planned:
         inode = self._inode(op.inode)
         self._kind(inode)
+        _check_settable(op.name)
         if op.name not in self._view.xattrs(inode):
             raise OperationRefused(errno.ENODATA, f"no such attribute: {path_text(op.name)}")
         return _Planned(inode, RemoveXattr(op.name))
+
+    def _plan_settle(self, op: Settle) -> _Planned:
+        # What brought a removed object back has hidden its conflict by now: it is asked for what is recorded.
+        found = recorded_conflict(self._fold.connection, op.conflict)
+        if found is None:
+            raise OperationRefused(errno.ENOENT, f"no such conflict: {op.conflict.hex()}")
+        if found.resolution is not None:
+            raise OperationRefused(errno.EALREADY, f"conflict {found.id} is settled already: {found.resolution}")
+        how = str(int(How(op.how))).encode()
+        return _Planned(found.object, SetXattr(resolution_name(op.conflict), how))
 
     def _inode(self, inode: int) -> int:
         if inode >= 0:
@@ -390,6 +405,14 @@ def _check_new_name(name: bytes) -> None:
         )
 
 
+def _check_settable(name: bytes) -> None:
+    if is_resolution(name):
+        raise OperationRefused(
+            errno.EPERM,
+            f"attributes of this form tell how conflicts were settled and cannot be given: {path_text(name)}",
+        )
+
+
 _PLANS: dict[type, Callable[[_Group, Any], _Planned]] = {
     CreateFile: _Group._plan_create,
     MakeSymlink: _Group._plan_create,
@@ -405,4 +428,5 @@ _PLANS: dict[type, Callable[[_Group, Any], _Planned]] = {
     SetAttributes: _Group._plan_attributes,
     SetX: _Group._plan_set_xattr,
     RemoveX: _Group._plan_remove_xattr,
+    Settle: _Group._plan_settle,
 }
