@@ -120,6 +120,21 @@ class RateLimitConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConflictsConfig:
+    """What a site does with conflicts, which every site lists alike.
+
+    Attributes:
+        keep_bytes_max: the content that lost which a site keeps, bytes; beyond it the oldest is given up. 0 for no limit.
+        command: a program with its arguments that is told of new conflicts; none if empty.
+        command_timeout_s: how long one run of it may take, seconds.
+    """
+
+    keep_bytes_max: int = 4096 * MIB
+    command: tuple[str, ...] = ()
+    command_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """All that `cluster.toml` says.
 
@@ -141,6 +156,7 @@ class ClusterConfig:
     failover: FailoverConfig = field(default_factory=FailoverConfig)
     startup: StartupConfig = field(default_factory=StartupConfig)
     rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
+    conflicts: ConflictsConfig = field(default_factory=ConflictsConfig)
 
     def site(self, name: str) -> SiteConfig:
         """The site of a name.

@@ -15,6 +15,8 @@ from claudefs_repl.error import CallerError, PeerRefused, WorldError
 from claudefs_repl.failover import FailoverManager, SiteFailoverState, SiteMode
 from claudefs_repl.topology import ClusterConfig, RateLimitConfig, SiteConfig
 from nodes.config import load_cluster
+from nodes.conflict_keeper import ConflictKeeper
+from nodes.conflict_teller import ConflictTeller
 from nodes.dialing import Dialing, dialer_limits
 from nodes.failover_actor import log_own_event
 from nodes.key_files import load_keys
@@ -74,6 +76,7 @@ class Admin:
         dialing: Dialing,
         limiters: Limiters,
         shown_ids: ShownIds,
+        conflicts: Sequence[ConflictTeller | ConflictKeeper],
         manager: FailoverManager,
         gate: WriteGate,
         logger: FilteringBoundLogger,
@@ -85,6 +88,7 @@ class Admin:
         self._dialing = dialing
         self._limiters = limiters
         self._shown_ids = shown_ids
+        self._conflicts = conflicts
         self._manager = manager
         self._gate = gate
         self._logger = logger
@@ -94,7 +98,7 @@ class Admin:
         return {"reload": self._reload, "unblock": self._unblock, "mode": self._mode}
 
     async def _reload(self, args: dict[str, Any]) -> Any:
-        """Read `cluster.toml` and the keys again: limits, identity and keys change at once, the rest at the next start."""
+        """Read `cluster.toml` and the keys again: what is not among `changed` changes at the next start only."""
         found = load_cluster(self._cluster.path)
         site = found.site(self._site.name)
         keys = load_keys(found.key_file(site), self._site)
@@ -104,6 +108,10 @@ class Admin:
             changed.append("rate_limit")
         if self._shown_ids.replace_tables(site):
             changed.append("identity")
+        if any(each.config != found.conflicts for each in self._conflicts):
+            for each in self._conflicts:
+                each.config = found.conflicts
+            changed.append("conflicts")
         if keys != self._dialing.keys:
             self._dialing.keys = keys
             closed = await self._dialing.live.close_retired(keys)
@@ -111,7 +119,7 @@ class Admin:
         restart_needed = [
             field.name
             for field in fields(ClusterConfig)
-            if field.name not in ("path", "rate_limit")
+            if field.name not in ("path", "rate_limit", "conflicts")
             and _needing_restart(found, field.name) != _needing_restart(self._cluster, field.name)
         ]
         self._rate_limit = found.rate_limit

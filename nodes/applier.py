@@ -10,9 +10,9 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.error import DiskFull
-from claudefs_repl.journal import Inode, SiteId
 from nodes.entry_log import EntryLog, LogReader
 from nodes.journals import Journals
+from nodes.store.conflict_view import Conflict
 from nodes.store.dead_letters import DeadLetter, EntryKey
 from nodes.store.fold import FoldReport
 from nodes.store.sqlite_store import SqliteStore
@@ -49,13 +49,13 @@ class Applier:
         share: float,
         gate: WriteGate,
         logger: FilteringBoundLogger,
-        on_conflict: Callable[[SiteId, Inode], Awaitable[None]] | None = None,
+        on_conflicts: Callable[[list[Conflict]], Awaitable[None]] | None = None,
     ) -> None:
         self._journals = journals
         self._store = store
         self._share = share
         self._gate = gate
-        self._on_conflict = on_conflict
+        self._on_conflicts = on_conflicts
         self._logger = logger
         self._readers: dict[EntryLog, LogReader] = {}
         self.stats = ApplierStats()
@@ -154,20 +154,9 @@ class Applier:
         return applied, left
 
     async def _tell(self, report: FoldReport) -> None:
-        for conflict in report.conflicts:
-            self.stats.conflicts += 1
-            self._logger.warning(
-                "conflict_found",
-                id=conflict.id,
-                kind=conflict.kind,
-                inode=f"{conflict.inode:x}",
-                what=conflict.name or conflict.detail,
-                loser_site_id=conflict.loser.origin,
-                winner_site_id=conflict.winner.origin,
-                rule=conflict.rule,
-            )
-            if self._on_conflict is not None:
-                await self._on_conflict(conflict.loser.origin, Inode(conflict.inode))
+        self.stats.conflicts += len(report.conflicts)
+        if report.conflicts and self._on_conflicts is not None:
+            await self._on_conflicts(report.conflicts)
         for letter in report.dead_letters:
             self.stats.dead_letters += 1
             journal, shard, seq = str(letter.key.journal), letter.key.shard, letter.key.seq

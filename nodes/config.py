@@ -7,6 +7,7 @@ defaults are those of the dataclasses in `claudefs_repl.topology`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from claudefs_repl.journal import SHARDS_MAX, SITE_ID_MAX, SiteId
 from claudefs_repl.topology import (
     MIB,
     ClusterConfig,
+    ConflictsConfig,
     FailoverConfig,
     JournalConfig,
     RateLimitConfig,
@@ -37,13 +39,14 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 ADDRESS_PATTERN = r"^[A-Za-z0-9:][A-Za-z0-9.:%_-]{0,252}$"
 """IPv4, IPv6 or a host name; the resolver judges the rest."""
 PATH_PATTERN = r"^[^\x00]+$"
+_Word = Annotated[str, Field(pattern=PATH_PATTERN)]
 _TIB = 1 << 40
 _DAY_S = 86400
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One tunable key: its range, both ends included, and what it means."""
+    """One tunable key: its range, both ends included, and what it means; of a list of words, the range of their number."""
 
     key: str
     low: float
@@ -57,6 +60,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "failover": FailoverConfig,
     "startup": StartupConfig,
     "rate_limit": RateLimitConfig,
+    "conflicts": ConflictsConfig,
 }
 
 SETTINGS: Mapping[str, tuple[Setting, ...]] = {
@@ -97,6 +101,11 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
         Setting("max_global_bytes_per_second", 0, _TIB, "over all sites; 0 is no limit"),
         Setting("lockout_duration_secs", 0, 30 * _DAY_S, "how long a key that passed the limit is refused"),
     ),
+    "conflicts": (
+        Setting("keep_bytes_max", 0, _TIB, "content that lost; beyond it the oldest is given up, 0 is no limit"),
+        Setting("command", 0, 64, "a program and its arguments, told of new conflicts as JSON on stdin"),
+        Setting("command_timeout_s", 0.1, 3600, "how long one run of it may take"),
+    ),
 }
 
 
@@ -133,7 +142,9 @@ def load_cluster(path: Path) -> ClusterConfig:
     for name, values_type in SECTIONS.items():
         values = check_table(_section_model(name), document.pop(name, {}), name, problems)
         if values is not None:
-            sections[name] = values_type(**values)
+            sections[name] = values_type(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            )
     known = ", ".join(["cluster", "sites", *SECTIONS])
     problems += [f"{name}: unknown section; there are: {known}" for name in document]
     problems += _contradictions(sections)
@@ -167,8 +178,12 @@ def _section_model(section: str) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for setting in SETTINGS[section]:
         default = getattr(defaults, setting.key)
+        field: Any
         if isinstance(default, bool):
             field = Field(default, description="true or false")
+        elif isinstance(default, tuple):
+            words = f"a list of {setting.low} to {setting.high} words ({setting.meaning})"
+            field = Field(list(default), min_length=int(setting.low), max_length=int(setting.high), description=words)
         else:
             kind = "a whole number" if isinstance(default, int) else "a number"
             field = Field(
@@ -177,7 +192,7 @@ def _section_model(section: str) -> type[BaseModel]:
                 le=setting.high,
                 description=f"{kind} from {setting.low} to {setting.high} ({setting.meaning})",
             )
-        fields[setting.key] = (type(default), field)
+        fields[setting.key] = (list[_Word] if isinstance(default, tuple) else type(default), field)
     return create_model(section, __base__=Table, **fields)
 
 
@@ -320,7 +335,7 @@ def _section_lines(section: str, defaults: Mapping[str, Any], chosen: Mapping[st
     lines = []
     for setting in SETTINGS[section]:
         value = chosen.get(setting.key, defaults[setting.key])
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
         mark = "" if setting.key in chosen else "# "
         lines.append(_commented(f"{mark}{setting.key} = {text}", setting.meaning))
     return lines

@@ -68,6 +68,17 @@ EVENTS: Mapping[str, EventKind] = {
     "conflict_found": EventKind(
         "warning", "a change lost to a concurrent one", "id kind inode what loser_site_id winner_site_id rule"
     ),
+    "conflicts_found": EventKind(
+        "warning", "so many more conflicts came at once, listed by `claudefs-repl conflicts list`", "count kinds"
+    ),
+    "conflict_content_given_up": EventKind(
+        "error",
+        "the content that lost is not kept here any more, because there is too much of it",
+        "id kind inode content_bytes limit_bytes",
+    ),
+    "conflict_command_failed": EventKind(
+        "error", "the command of [conflicts] was not told of conflicts, or did not end well", "reason conflicts"
+    ),
     "dead_letter": EventKind("error", "an entry cannot be applied; it is kept aside", "journal shard seq reason"),
     "dead_letters_applied": EventKind("info", "entries that had been kept aside took effect", "entries left"),
     "client_refused": EventKind("warning", "a client's connection was closed", "reason"),

@@ -16,6 +16,7 @@ from claudefs_repl.health import LagSample
 from claudefs_repl.journal import SiteId
 from claudefs_repl.stability import StableFrontier
 from claudefs_repl.topology import JournalConfig
+from nodes.conflict_keeper import ConflictKeeper
 from nodes.entry_log import EntryLog
 from nodes.evidence import Evidence, write_evidence
 from nodes.journals import Journals
@@ -86,6 +87,7 @@ class Housekeeper:
         peers: Mapping[SiteId, PeerRecord],
         gate: WriteGate,
         snapshot: Snapshot | None,
+        keeper: ConflictKeeper,
         logger: FilteringBoundLogger,
     ) -> None:
         self._storage = storage
@@ -98,6 +100,7 @@ class Housekeeper:
         self._peers = peers
         self._gate = gate
         self._snapshot = snapshot
+        self._keeper = keeper
         self._logger = logger
         self._bytes_at_snapshot = 0 if snapshot is None else self._applied_bytes(snapshot.applied)
         self._stalled: set[SiteId] = set()
@@ -130,6 +133,9 @@ class Housekeeper:
                 if applied_bytes - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
                     await self._take_snapshot()
                 await self._trim()
+                if await self._keeper.keep_within_limit():
+                    # What was kept for these conflicts alone goes with the next sweep.
+                    self._is_swept = False
                 await self._forget()
             except DiskFull as full:
                 self._gate.close_for_disk(full, self._logger)

@@ -32,7 +32,9 @@ from nodes.applier import Applier
 from nodes.client_service import ClientService
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
+from nodes.conflict_keeper import ConflictKeeper
 from nodes.conflict_service import ConflictService
+from nodes.conflict_teller import ConflictTeller
 from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
@@ -133,6 +135,7 @@ class _Running:
     sending: AuthRateLimiter
     manager: FailoverManager
     receiving: Receiving
+    teller: ConflictTeller
     applier: Applier
     housekeeper: Housekeeper
     status: SiteStatus
@@ -235,14 +238,23 @@ class _Site:
             logger=self._logger,
         )
         manager = FailoverManager(self._cluster.failover, self._site.site_id)
+        teller = ConflictTeller(
+            cluster=self._cluster,
+            site=self._site,
+            store=store,
+            report=manager.report_conflict,
+            wall_clock=self._wall_clock,
+            logger=self._logger,
+        )
         applier = Applier(
             journals=journals,
             store=store,
             share=config.applier_share,
             gate=self._gate,
             logger=self._logger,
-            on_conflict=manager.report_conflict,
+            on_conflicts=teller.tell,
         )
+        keeper = ConflictKeeper(store=store, config=self._cluster.conflicts, logger=self._logger)
         housekeeper = Housekeeper(
             storage=self._storage,
             root=self._site.data_dir,
@@ -253,6 +265,7 @@ class _Site:
             peers=self._peers,
             gate=self._gate,
             snapshot=recovered.snapshot,
+            keeper=keeper,
             logger=self._logger,
         )
         queries = PeerQueries(dialing)
@@ -280,6 +293,7 @@ class _Site:
                 queries=queries,
                 wall_clock=self._wall_clock,
             ),
+            keeper=keeper,
         )
         sending = AuthRateLimiter(limits)
         shown_ids = ShownIds(self._cluster, self._site)
@@ -290,6 +304,7 @@ class _Site:
             dialing=dialing,
             limiters=Limiters(admission, dialing.limiter, (sending, receiving.limiter)),
             shown_ids=shown_ids,
+            conflicts=(teller, keeper),
             manager=manager,
             gate=self._gate,
             logger=self._logger,
@@ -317,6 +332,7 @@ class _Site:
             sending=sending,
             manager=manager,
             receiving=receiving,
+            teller=teller,
             applier=applier,
             housekeeper=housekeeper,
             status=status,
@@ -370,6 +386,7 @@ class _Site:
                 logger=self._logger,
             )
         )
+        nursery.start_soon(running.teller.run)
         nursery.start_soon(running.applier.run)
         nursery.start_soon(running.housekeeper.run)
         nursery.start_soon(

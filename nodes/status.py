@@ -18,6 +18,7 @@ from nodes.applier import ApplierStats
 from nodes.client_ops import READS, check_fields
 from nodes.client_service import ClientStats
 from nodes.conduit_receiver import ReceiverStats
+from nodes.conflict_keeper import ConflictKeeper
 from nodes.entry_log import EntryLog, GapInLog
 from nodes.housekeeper import HousekeeperStats
 from nodes.journals import Journals
@@ -66,6 +67,7 @@ class SiteStatus:
         housekeeper: HousekeeperStats,
         accounts: Accounts,
         tracer: Tracer,
+        keeper: ConflictKeeper,
     ) -> None:
         self._cluster = cluster
         self._site = site
@@ -82,6 +84,7 @@ class SiteStatus:
         self._housekeeper = housekeeper
         self._accounts = accounts
         self._tracer = tracer
+        self._keeper = keeper
         self._started_s = trio.current_time()
         # A digest reads for minutes: one at a time leaves the store's other readers to everybody else.
         self._digesting = trio.Lock()
@@ -167,6 +170,7 @@ class SiteStatus:
             for log in self._journals.all()
         }
         dead_letters = await self._store.read(lambda view: view.open_dead_letters())
+        conflicts = await self._keeper.count()
         return {
             "name": self._site.name,
             "site_id": self._site.site_id,
@@ -184,6 +188,13 @@ class SiteStatus:
             "applied": cursors_to_json(self._store.applied),
             "unapplied_entries": sum(unapplied.values()),
             "dead_letters": dead_letters,
+            "conflicts": {
+                "open": conflicts.open,
+                "open_total": sum(conflicts.open.values()),
+                "kept_bytes": conflicts.kept_bytes,
+                "keep_bytes_max": self._keeper.config.keep_bytes_max,
+                "given_up": conflicts.given_up,
+            },
             "clients": 0 if self.clients is None else self.clients.connections,
             "totals": {
                 "entries_received": self._receiver.entries,

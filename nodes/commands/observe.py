@@ -42,7 +42,9 @@ from nodes.supervisor import LOG_HOLD_US, LOG_POLL_S
 WATCH_S = 1.0
 VERIFY_POLL_S = 0.25
 COUNTS = ("written", "durable", "in flight", "missing", "applied", "current", "lost", "superseded", "dead letters")
-NUMERIC = frozenset(("id", "pid", "entries", "unapplied", "entries/s", "payload bytes", *COUNTS))
+NUMERIC = frozenset(
+    ("id", "pid", "entries", "unapplied", "conflicts", "dead letters", "entries/s", "payload bytes", *COUNTS)
+)
 """The columns of numbers, which stand right-aligned, as those of lags do."""
 STATUS_TIMEOUT_S = 15.0
 """A site gives each of its peers a few seconds before it answers without them."""
@@ -151,22 +153,27 @@ async def _watch_status(cluster: ClusterConfig, asked: str | None, as_json: bool
 
 def render_status(answer: Mapping[str, Any]) -> Group:
     """A status as two tables, sites and links from each site to its peers, and what could not be learnt."""
-    sites = make_table("site", "id", "pid", "mode", "entries", "unapplied", "dead letters", "refuses writes")
+    sites = make_table(
+        "site", "id", "pid", "mode", "entries", "unapplied", "conflicts", "dead letters", "refuses writes"
+    )
     links = make_table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
     problems = [str(answer["error"])] if "error" in answer else []
+    notes: list[str] = []
     for name, site in answer["sites"].items():
         if "unreachable" in site:
-            sites.add_row(name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 4)
+            sites.add_row(name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 5)
             problems.append(site["unreachable"])
             continue
         sites.add_row(
             *(name, str(site["site_id"]), str(site["pid"]), _mode(site["mode"])),
             *(f"{site['journal']['entries']:,}", f"{site['unapplied_entries']:,}"),
+            f"{site['conflicts']['open_total']:,}",
             f"{site['dead_letters']:,}",
             Text("; ".join(map(str, site["refusing_writes"])), "yellow"),
         )
         if site["dead_letters"]:
             problems.append(f"{name} has dead letters; see: claudefs-repl deadletters list {name}")
+        notes += _conflict_notes(name, site["conflicts"])
         for peer_name, peer in site["peers"].items():
             told = answer["sites"].get(peer_name, {}).get("mode")
             seen = [] if peer["mode"] == told else [f"seen from here as {peer['mode']}"]
@@ -178,7 +185,21 @@ def render_status(answer: Mapping[str, Any]) -> Group:
                 *(f"{peer['lag_entries']:,}", f"{peer['lag_bytes']:,}", _seconds(peer["lag_s"])),
                 *(f"{peer['entries_per_s']:,.0f}", Text("; ".join([*filter(None, [peer["reason"]]), *seen]))),
             )
-    return Group(sites, Text(""), links, *(Text(problem, "red") for problem in problems))
+    lines = [*(Text(problem, "red") for problem in problems), *(Text(note, "yellow") for note in notes)]
+    return Group(sites, Text(""), links, *lines)
+
+
+def _conflict_notes(name: str, conflicts: Mapping[str, Any]) -> list[str]:
+    """What a site's open conflicts are, and what they take; nothing if there are none."""
+    if not conflicts["open_total"]:
+        return []
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in conflicts["open"].items())
+    given_up = f", the content of {conflicts['given_up']:,} was given up" if conflicts["given_up"] else ""
+    count = conflicts["open_total"]
+    return [
+        f"{name}: {count:,} open conflict{'' if count == 1 else 's'} ({kinds}), {conflicts['kept_bytes']:,} bytes kept"
+        f"{given_up}; see: claudefs-repl conflicts list {name} --open"
+    ]
 
 
 def make_table(*columns: str) -> Table:

@@ -26,6 +26,7 @@ from nodes.store.dead_letters import DeadLetter, EntryKey, any_open
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting, Forgotten
 from nodes.store.judge import Watched
+from nodes.store.keeping import GivenUp, GivingUp
 from nodes.store.local import LocalFold, LocalRequest, StampSource, WriteData
 from nodes.store.retry import RetryReport, retry_letters
 from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
@@ -48,6 +49,10 @@ INLINE_BYTES_MAX = 32 * 1024
 handing it to a thread and waking up again. The sync, which waits for the disk, always has a thread."""
 FORGET_ROWS = 500
 """Remembered changes that are looked at in one step: a few milliseconds, for which the writer waits."""
+GIVE_UP_ROWS = 200
+"""Conflicts that are looked at in one step of giving content up: some 10 ms, for which the writer waits."""
+GIVE_UP_CONFLICTS = 50
+"""Conflicts whose content is given up in one step, each with an event of its own."""
 BACKUP_PAGES = 512
 """One step of a snapshot, 4 MiB."""
 
@@ -71,6 +76,7 @@ class SqliteStore:
         self._stable: Cursors = {}
         self._watched = Watched(writer)
         self._forgetting = Forgetting()
+        self._giving_up = GivingUp()
         self._writer = writer
         self._checkpointer = checkpointer
         self._idle_readers: list[sqlite3.Connection] = []
@@ -180,22 +186,35 @@ class SqliteStore:
                 if any_open(self._writer):
                     self._stable = {}
                     return True
-                self._writer.execute("BEGIN IMMEDIATE")
-                try:
-                    is_done = self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
-                    self._writer.execute("COMMIT")
-                except BaseException:
-                    self._roll_back()
-                    raise
-                if is_done:
-                    self._watched.reload(self._writer)
-                return is_done
+            is_done = self._write(
+                lambda: self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
+            )
+            if is_done:
+                self._watched.reload(self._writer)
+            return is_done
 
         async with self._writing:
             self._stable = stable
             is_done = await trio.to_thread.run_sync(step)
         self.forgotten = replace(self._forgetting.total)
         return is_done
+
+    async def give_up(self, excess_bytes: int) -> tuple[list[GivenUp], int]:
+        """Let go of the content of the oldest conflicts: so many bytes, in one bounded step.
+
+        Returns:
+            the open conflicts whose content went, and how many bytes did, with those of settled ones.
+
+        Raises:
+            DiskFull: there was no room; nothing is changed.
+        """
+        async with self._writing:
+            return await trio.to_thread.run_sync(
+                self._write,
+                lambda: self._giving_up.step(
+                    self._writer, excess_bytes, rows_max=GIVE_UP_ROWS, conflicts_max=GIVE_UP_CONFLICTS
+                ),
+            )
 
     async def snapshot_to(self, path: Path) -> Cursors:
         """Copy the store as it is now into a file, synced; the writer goes on meanwhile.
@@ -218,6 +237,18 @@ class SqliteStore:
         """Open a transaction; for `StoreTransaction`, in its thread."""
         self._writer.execute("BEGIN IMMEDIATE")
         return Fold(self._writer, stable=self._stable, watched=self._watched)
+
+    def _write(self, function: Callable[[], T]) -> T:
+        """A transaction of the store's own; what fails is undone."""
+        with _told_apart(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                result = function()
+                self._writer.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+            return result
 
     def _roll_back(self) -> None:
         # SQLite may have rolled back by itself, when the disk was full.

@@ -48,6 +48,7 @@ async def alpha(tmp_path):
     identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, random.Random(0).getrandbits(64))
     keys = load_keys(cluster.key_file(site), site)
     shown_ids = ShownIds(cluster, site)
+    followers = [SimpleNamespace(config=cluster.conflicts) for _ in range(2)]
     admin = Admin(
         cluster=cluster,
         site=site,
@@ -55,6 +56,7 @@ async def alpha(tmp_path):
         dialing=Dialing(identity, site.address, keys, os.urandom, 5.0, limiter),
         limiters=Limiters(Admission(cluster.rate_limit, []), limiter, ()),
         shown_ids=shown_ids,
+        conflicts=followers,
         manager=manager,
         gate=gate,
         logger=make_logger(tmp_path / "events.jsonl", site.name, SystemClock()),
@@ -65,6 +67,7 @@ async def alpha(tmp_path):
         gate=gate,
         path=path,
         shown_ids=shown_ids,
+        conflicts=followers,
         mode=handlers["mode"],
         reload=handlers["reload"],
     )
@@ -128,3 +131,16 @@ async def test_identity_tables_are_taken_at_once(alpha):
     alpha.path.write_text(f'{text}[sites.beta.identity.alpha]\nunmapped = "refuse"\n')
     assert (await alpha.reload({}))["changed"] == ["identity"]
     assert alpha.shown_ids.shown(written, "/f").uid == 1000
+
+
+async def test_what_a_site_does_with_conflicts_is_taken_at_once(alpha):
+    """A reload gives the new limit and command to whoever follows them, and needs no restart for it."""
+    text = alpha.path.read_text()
+    alpha.path.write_text(
+        text.replace("# keep_bytes_max", "keep_bytes_max").replace("# command = []", 'command = ["x"]')
+    )
+    assert await alpha.reload({}) == {"changed": ["conflicts"], "restart_needed": []}
+    assert {follower.config.command for follower in alpha.conflicts} == {("x",)}
+    assert (await alpha.reload({}))["changed"] == []
+    alpha.path.write_text(text)
+    assert (await alpha.reload({}))["changed"] == ["conflicts"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,14 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         text += f"[{section}]\n"
         for setting in settings:
             default = getattr(defaults, setting.key)
-            value = (not default) if isinstance(default, bool) else type(default)(setting.high)
+            if isinstance(default, bool):
+                value = not default
+            elif isinstance(default, tuple):
+                value = ("a word",) * int(setting.high)
+            else:
+                value = type(default)(setting.high)
             expected[section, setting.key] = value
-            text += f"{setting.key} = {str(value).lower()}\n"
+            text += f"{setting.key} = {json.dumps(value)}\n"
     cluster = load_cluster(write(tmp_path, text))
     for (section, key), value in expected.items():
         assert getattr(getattr(cluster, section), key) == value
@@ -84,7 +90,8 @@ def test_the_table_of_settings_has_every_field_of_the_topology() -> None:
     for section, values_type in SECTIONS.items():
         assert [setting.key for setting in SETTINGS[section]] == list(values_type.__dataclass_fields__)
         for setting in SETTINGS[section]:
-            assert setting.low <= getattr(values_type(), setting.key) <= setting.high
+            default = getattr(values_type(), setting.key)
+            assert setting.low <= (len(default) if isinstance(default, tuple) else default) <= setting.high
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
@@ -108,6 +115,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         segment_bytes = nan
         [replication]
         applier_share = 2.0
+        [conflicts]
+        command = ["notify", 5]
         [weather]
         """,
     )
@@ -122,12 +131,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "sites.a/b",
         "journal.segment_bytes",
         "replication.applier_share",
+        "conflicts.command",
         "weather",
     ]
     assert "unknown key" in problems[1]
     assert problems[3] == "sites.alpha.port: expected a whole number from 1 to 65535, got 70000"
     assert problems[4].startswith("sites.beta.id: missing")
-    assert "unknown section" in problems[9]
+    assert "a list of 0 to 64 words" in problems[9]
+    assert "unknown section" in problems[10]
 
 
 @pytest.mark.parametrize(

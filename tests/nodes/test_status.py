@@ -68,6 +68,7 @@ def status_of(store, **answers):
         tracer=Tracer(
             cluster=cluster, site=ALPHA, journals=Nothing(), store=store, peers={}, queries=None, wall_clock=nothing
         ),
+        keeper=nothing,
     )
 
 

@@ -16,6 +16,8 @@ from nodes.commands import observe
 from nodes.config import load_cluster, write_cluster
 from nodes.runtime import events_path
 
+NO_CONFLICTS = {"open": {}, "open_total": 0, "kept_bytes": 0, "keep_bytes_max": 0, "given_up": 0}
+
 
 def link(**more: Any) -> dict[str, Any]:
     base = {"conduit": "connected", "mode": "ActiveReadWrite", "lag_entries": 0, "lag_bytes": 0, "lag_s": 0.0}
@@ -24,7 +26,7 @@ def link(**more: Any) -> dict[str, Any]:
 
 def site(name: str, site_id: int, **more: Any) -> dict[str, Any]:
     base = {"name": name, "site_id": site_id, "pid": 70 + site_id, "mode": "ActiveReadWrite", "refusing_writes": []}
-    counts = {"journal": {"entries": 1234}, "unapplied_entries": 5, "dead_letters": 0}
+    counts = {"journal": {"entries": 1234}, "unapplied_entries": 5, "dead_letters": 0, "conflicts": NO_CONFLICTS}
     return {**base, **counts, "applied": {}, "received": {}, "peers": {}, **more}
 
 
@@ -49,9 +51,21 @@ def test_a_status_shows_lag_and_its_reason_in_words() -> None:
         "alpha", 1, peers={"beta": link(conduit="down", lag_entries=7000, lag_bytes=81, lag_s=2.5, reason="why")}
     )
     text = rendered({"asked": "alpha", "sites": {"alpha": alpha, "beta": site("beta", 2)}})
-    assert text.splitlines()[1].split() == ["alpha", "1", "71", "ActiveReadWrite", "1,234", "5", "0"]
+    assert text.splitlines()[1].split() == ["alpha", "1", "71", "ActiveReadWrite", "1,234", "5", "0", "0"]
     (line,) = [line for line in text.splitlines() if line.startswith("alpha -> beta")]
     assert line.split() == ["alpha", "->", "beta", "down", "7,000", "81", "2.5", "0", "why"]
+
+
+def test_a_status_tells_open_conflicts_and_what_they_take() -> None:
+    """Their number stands in the table; below it their kinds, their bytes, what was given up, and where to look."""
+    conflicts = {"open": {"content": 1200, "name": 1}, "open_total": 1201, "kept_bytes": 5000, "given_up": 3}
+    sites = {"alpha": site("alpha", 1, conflicts={**NO_CONFLICTS, **conflicts}), "beta": site("beta", 2)}
+    text = rendered({"asked": "alpha", "sites": sites})
+    assert text.splitlines()[1].split()[6] == "1,201"
+    assert text.splitlines()[-1] == (
+        "alpha: 1,201 open conflicts (1,200 content, 1 name), 5,000 bytes kept, the content of 3 was given up; "
+        "see: claudefs-repl conflicts list alpha --open"
+    )
 
 
 def test_a_status_names_who_could_not_be_asked() -> None:
