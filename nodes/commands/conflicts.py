@@ -83,13 +83,15 @@ def parse_when(text: str, now_us: int) -> int:
     epilog=examples(
         "claudefs-repl conflicts list alpha --open",
         "claudefs-repl conflicts list alpha --kind content --path /docs --since 2h",
-        "claudefs-repl conflicts list alpha --json | jq -r .id",
+        "claudefs-repl conflicts list alpha --open --json | jq -r .id | xargs claudefs-repl conflicts accept alpha",
     ),
 )
 @click.argument("site", type=SITE_NAME)
-@click.option("--kind", type=click.Choice(_KINDS), help="Only of this kind.", metavar="KIND")
-@click.option("--path", help="Only what is at /PATH or beneath it.")
-@click.option("--since", help="Only those that came since then: 30s, 15m, 2h, 3d or 1w ago, or 2026-01-31T12:00 (UTC).")
+@click.option("--kind", type=click.Choice(_KINDS), help=f"Only of this kind: {', '.join(_KINDS)}.", metavar="KIND")
+@click.option("--path", metavar="/PATH", help="Only what is there or beneath it.")
+@click.option(
+    "--since", metavar="WHEN", help="Only those since then: 30s, 15m, 2h, 3d or 1w ago, or 2026-01-31T12:00 (UTC)."
+)
 @click.option("--open", "is_open", is_flag=True, help="Only those that nobody has settled.")
 @json_option
 @pass_cluster
