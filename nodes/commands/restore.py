@@ -6,7 +6,7 @@ What was begun and cut off is finished by running it again: each step is found d
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,20 +108,54 @@ async def _put_beside(client: SiteClient, found: Found, to: bytes, now_ns: int) 
     parent, name = await _new_place(client, to)
     # Whoever may not see the owner here cannot give it to another file either: so as it is shown.
     node = RemoteNode.of(await remote.ask(client, "stat", inode=found["object"], as_written=False))
-    xattrs = await remote.read_xattrs(client, node.inode)
-    create = ops.create_nameless(mode=node.mode, uid=node.uid, gid=node.gid, mtime_ns=now_ns)
+
+    async def read(offset: int) -> bytes:
+        return await read_lost(client, found, offset, ops.CHUNK_BYTES)
+
+    made = await _copy_file(client, node, lost["size"], read)
+    with _free(to):
+        steps = [
+            ops.set_attributes(made, mtime_ns=now_ns),
+            ops.name_file(made, parent.inode, name) | {"replace": False},
+        ]
+        await _finish(client, found, *steps)
+    return f"{path_text(to)} is the file with what was lost, {lost['size']:,} bytes"
+
+
+async def _copy_file(client: SiteClient, node: RemoteNode, size: int, read: Callable[[int], Awaitable[bytes]]) -> Inode:
+    """A new file without a name, with a file's attributes and the content that is read at each offset."""
+    create = ops.create_nameless(mode=node.mode, uid=node.uid, gid=node.gid, mtime_ns=node.mtime_ns)
     made = (await remote.submit(client, [create]))[0]
-    await remote.submit(client, [ops.truncate(made, lost["size"])])
-    for at in range(0, lost["size"], ops.CHUNK_BYTES):
-        data = await read_lost(client, found, at, ops.CHUNK_BYTES)
+    await remote.submit(client, [ops.truncate(made, size)])
+    for at in range(0, size, ops.CHUNK_BYTES):
+        data = await read(at)
         if data.count(0) < len(data):  # holes stay holes
             await remote.submit(client, ops.write(made, at, data))
-    settings = ops.change_xattrs(made, xattrs, {})
+    settings = ops.change_xattrs(made, await remote.read_xattrs(client, node.inode), {})
     for at in range(0, len(settings), ops.XATTRS_A_REQUEST):
         await remote.submit(client, settings[at : at + ops.XATTRS_A_REQUEST])
-    with _free(to):
-        await _finish(client, found, {**ops.name_file(made, parent.inode, name), "replace": False})
-    return f"{path_text(to)} is the file with what was lost, {lost['size']:,} bytes"
+    return made
+
+
+async def _made_again(client: SiteClient, found: Found, parent: int, name: bytes) -> list[ops.Op]:
+    """A copy of an object that has no name left, in a place; the last steps are returned.
+
+    The object itself may be reclaimed at other sites by now, and no longer be there to get a name.
+    """
+    node = await _node(client, found["inode"])
+    if node.kind is Kind.DIR:
+        raise OperationRefused(errno.ENOENT, f"the directory that lost was removed since; {_ACCEPT_IT}")
+    if node.kind is Kind.SYMLINK:
+        assert node.target is not None
+        owner = {"uid": node.uid, "gid": node.gid}
+        return [ops.make_symlink(parent, name, **owner, mtime_ns=node.mtime_ns, target=node.target)]
+
+    async def read(offset: int) -> bytes:
+        return await remote.read_range(client, node.inode, offset, min(ops.CHUNK_BYTES, node.size - offset))
+
+    made = await _copy_file(client, node, node.size, read)
+    times = ops.set_attributes(made, mtime_ns=node.mtime_ns)
+    return [times, ops.name_file(made, parent, name) | {"replace": False}]
 
 
 async def _set_value(client: SiteClient, found: Found) -> str:
@@ -143,7 +177,7 @@ async def _name(client: SiteClient, found: Found, to: bytes | None) -> str:
     if to is not None:
         directory, name = await _new_place(client, to)
         with _free(to):
-            await _finish(client, found, await _naming(client, found, directory.inode, name))
+            await _finish(client, found, *await _naming(client, found, directory.inode, name))
         return f"what lost the name is {path_text(to)}"
     parent, name, path = _place(found)
     await _node(client, found["inode"])
@@ -156,19 +190,17 @@ async def _name(client: SiteClient, found: Found, to: bytes | None) -> str:
     found = await remote.ask(client, "conflict", id=found["id"])
     shows = any((one["parent"], one["name"]) == (parent, name) for one in found["names"])
     with _free(path):
-        await _finish(client, found, *([] if shows else [await _naming(client, found, parent, name)]))
+        await _finish(client, found, *([] if shows else await _naming(client, found, parent, name)))
     beside = f"; what had it is {', '.join(map(path_text, kept))} in the same directory" if kept else ""
     return f"what lost the name is {path_text(path)}{beside}"
 
 
-async def _naming(client: SiteClient, found: Found, parent: int, name: bytes) -> ops.Op:
-    """What gives an object a free name: a move from where it shows, or a link if it shows nowhere."""
+async def _naming(client: SiteClient, found: Found, parent: int, name: bytes) -> list[ops.Op]:
+    """What gives an object a free name: a move from where it shows, or a copy if it shows nowhere."""
     if found["names"]:
         shown = found["names"][0]
-        return ops.move(shown["parent"], shown["name"], parent, name, replace=False)
-    if (await _node(client, found["inode"])).kind is Kind.DIR:
-        raise OperationRefused(errno.ENOENT, f"the directory that lost was removed since; {_ACCEPT_IT}")
-    return ops.link(found["inode"], parent, name)
+        return [ops.move(shown["parent"], shown["name"], parent, name, replace=False)]
+    return await _made_again(client, found, parent, name)
 
 
 async def _make_way(client: SiteClient, parent: int, name: bytes, conflict: str) -> bytes:
@@ -194,7 +226,7 @@ async def _bring_back(client: SiteClient, found: Found, to: bytes | None) -> str
         directory, name = await _new_place(client, to)
         parent = directory.inode
     with _free(to):
-        await _finish(client, found, ops.link(found["inode"], parent, name))
+        await _finish(client, found, *await _made_again(client, found, parent, name))
     return f"{path_text(to)} is back with its changes"
 
 
@@ -266,7 +298,7 @@ async def _undo_move(client: SiteClient, found: Found) -> str:
         if won is not None:
             await _finish(client, found, ops.move(won["parent"], won["name"], parent, name, replace=False))
         else:
-            await _finish(client, found, ops.link(found["inode"], parent, name))
+            await _finish(client, found, *await _made_again(client, found, parent, name))
     return f"{path_text(path)} has the file again"
 
 

@@ -6,6 +6,7 @@ import sqlite3
 
 from claudefs_repl.journal import Stamp
 from nodes.store.conflict_view import page_conflicts
+from nodes.store.conflicts import ID_BYTES
 from nodes.store.dead_letters import EntryKey
 
 LOST_MAX = 16
@@ -59,6 +60,6 @@ def lost_to(connection: sqlite3.Connection, stamp: Stamp) -> list[dict[str, str]
             "entry": str(EntryKey(*conflict.winner[1:])),
             "rule": conflict.rule,
         }
-        for conflict in page_conflicts(connection, (packed, b""), LOST_MAX)
+        for conflict in page_conflicts(connection, packed + bytes(ID_BYTES), LOST_MAX)
         if conflict.loser == stamp
     ]
