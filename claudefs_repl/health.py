@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,24 @@ def clock_in_bounds(offsets_us: Sequence[int], limit_us: int) -> bool:
         limit_us: what is allowed, either way.
     """
     return 2 * sum(abs(offset_us) > limit_us for offset_us in offsets_us) <= len(offsets_us)
+
+
+def explain_clock(offsets_us: Sequence[int], limit_us: int) -> str:
+    """What is wrong with a clock that is out of bounds against some peers' clocks, of which there is one at least."""
+    behind_s = statistics.median(offsets_us) / 1e6
+    side = "behind" if behind_s > 0 else "ahead of"
+    return (
+        f"its clock is {abs(behind_s):,.1f} s {side} most of its peers' clocks, where {limit_us / 1e6:g} s are allowed; "
+        f"set the clock, it goes on by itself"
+    )
+
+
+def explain_refused_stamps(site: str, *, beyond_s: float) -> str:
+    """What the one who refuses a site's entries for their stamps says of it."""
+    return (
+        f"takes no entries of {site}: they are stamped {beyond_s:,.0f} s beyond the allowed drift; set the clock of {site}; "
+        f"if it is right again, they are taken when their time has come"
+    )
 
 
 STALLED_AFTER_S = 5.0

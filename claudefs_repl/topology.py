@@ -18,6 +18,7 @@ class SiteConfig:
 
     Attributes:
         identity: how it shows the ids that other sites wrote; those of an origin that is not named show as they are.
+        clock_offset_s: how far its wall clock is set ahead of the machine's, seconds; for experiments.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SiteConfig:
     port: int
     data_dir: Path
     identity: tuple[OriginIdentity, ...] = ()
+    clock_offset_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from nodes.failover_actor import log_own_event
 from nodes.key_files import load_keys
 from nodes.link import LINK_ERRORS
 from nodes.queries import Handler
+from nodes.runtime import ShiftedClock
 from nodes.seams import Storage
 from nodes.shown_ids import ShownIds
 from nodes.write_gate import WriteGate
@@ -60,7 +61,7 @@ class Limiters:
 def _needing_restart(cluster: ClusterConfig, section: str) -> Any:
     """What of a section is read only at the start."""
     if section == "sites":
-        return tuple(replace(site, identity=()) for site in cluster.sites)
+        return tuple(replace(site, identity=(), clock_offset_s=0.0) for site in cluster.sites)
     return getattr(cluster, section)
 
 
@@ -79,6 +80,7 @@ class Admin:
         conflicts: Sequence[ConflictTeller | ConflictKeeper],
         manager: FailoverManager,
         gate: WriteGate,
+        wall_clock: ShiftedClock,
         logger: FilteringBoundLogger,
     ) -> None:
         self._cluster = cluster
@@ -91,6 +93,8 @@ class Admin:
         self._conflicts = conflicts
         self._manager = manager
         self._gate = gate
+        self._wall_clock = wall_clock
+        self._clock_offset_s = site.clock_offset_s
         self._logger = logger
 
     def handlers(self) -> dict[str, Handler]:
@@ -116,6 +120,10 @@ class Admin:
             self._dialing.keys = keys
             closed = await self._dialing.live.close_retired(keys)
             changed.append(f"keys ({closed} connections of retired keys closed)")
+        if site.clock_offset_s != self._clock_offset_s:
+            self._wall_clock.shift(site.clock_offset_s)
+            self._clock_offset_s = site.clock_offset_s
+            changed.append(f"clock_offset_s ({site.clock_offset_s:g} s)")
         restart_needed = [
             field.name
             for field in fields(ClusterConfig)

@@ -217,6 +217,9 @@ class _Session:
         newest_us = max(batch.block.timestamps)
         if newest_us > limit_us:
             return self._refuse_drift(batch, newest_us - limit_us)
+        if self._record.stamps_beyond_us is not None:
+            self._record.stamps_beyond_us = None
+            self._receiving.logger.info("clock_drift_over", peer=self._record.site.name)
         verdict, block = self._progress.take(batch.block)
         if verdict is Verdict.GAP:
             return self._refuse_gap(batch)
@@ -259,18 +262,21 @@ class _Session:
         return self._nack(batch, "gap", wanted_seq, f"seq {wanted_seq} is wanted, {batch.first_seq} came")
 
     def _refuse_drift(self, batch: Batch, beyond_us: int) -> _Refused:
-        self._receiving.logger.error(
-            "clock_drift_refused",
-            peer=self._record.site.name,
-            journal=str(self._log.journal),
-            beyond_limit_s=round(beyond_us / 1e6, 3),
-        )
+        # The peer tries again every few seconds: the same refusal is told once.
+        if self._record.stamps_beyond_us is None:
+            self._receiving.logger.error(
+                "clock_drift_refused",
+                peer=self._record.site.name,
+                journal=str(self._log.journal),
+                beyond_limit_s=round(beyond_us / 1e6, 3),
+            )
+        self._record.stamps_beyond_us = beyond_us
         wanted_seq = self._progress.wanted[batch.block.shard]
         return self._nack(
             batch,
             "clock_drift",
             wanted_seq,
-            f"a stamp is {beyond_us / 1e6:.1f} s beyond the allowed drift; set the clock",
+            f"a stamp is {beyond_us / 1e6:.1f} s beyond the allowed drift",
         )
 
     async def make_durable(self, queue: trio.MemoryReceiveChannel[_Item]) -> None:

@@ -31,6 +31,10 @@ READ_AHEAD_SHARDS = 4
 """Shards lie interleaved in the log: reading so many batches' worth at once fills the batches of each shard."""
 
 
+class _StampsRefused(Exception):
+    """The peer takes no entry of ours, because the next ones are stamped too far ahead of its clock."""
+
+
 class _PeerAhead(Exception):
     """The peer holds entries of our journal that we do not have."""
 
@@ -70,6 +74,10 @@ async def run_conduit_sender(
             except PeerRefused as refusal:
                 outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
                 retry_s = refusal.wait_ms / 1000
+            except _StampsRefused as refused:
+                record.stamps_refused = str(refused)
+                outage.note(ConduitState.REFUSED, "stamps_refused", str(refused))
+                retry_s = config.reconnect_max_s
             except GapInLog as gap:
                 record.cut_off = True
                 outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", str(gap))
@@ -127,8 +135,16 @@ class _Outage:
         """The conduit is up."""
         self._record.conduit_state = ConduitState.CONNECTED
         self._record.conduit_detail = ""
-        self._told.clear()
+        # The conduit to a peer that refuses our stamps is up for a moment again and again: that is no news.
+        self._told &= {"stamps_refused"}
         self._logger.info("conduit_connected", peer=self._record.site.name, direction="out", lag_entries=lag_entries)
+
+    def stamps_taken(self) -> None:
+        """The peer has taken entries: if it refused them for their stamps, that is over."""
+        if self._record.stamps_refused is not None:
+            self._record.stamps_refused = None
+            self._told.discard("stamps_refused")
+            self._logger.info("stamps_accepted", peer=self._record.site.name)
 
 
 async def _run_session(
@@ -155,9 +171,9 @@ async def _run_session(
     record.pressure_ms = 0
     record.connected_at_s = record.last_ack_at_s = trio.current_time()
     outage.over(sum(log.tails) - sum(start))
-    sender = _Sender(link, record, log, config, limiter, wall_clock, progress)
+    sender = _Sender(link, record, log, config, limiter, wall_clock, progress, outage)
     try:
-        with one_link_error(GapInLog):
+        with one_link_error(GapInLog, _StampsRefused):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sender.keep_alive)
                 nursery.start_soon(sender.send_batches, reader)
@@ -179,6 +195,7 @@ class _Sender:
         limiter: AuthRateLimiter,
         wall_clock: WallClock,
         progress: SendProgress,
+        outage: _Outage,
     ) -> None:
         self._link = link
         self._record = record
@@ -187,6 +204,7 @@ class _Sender:
         self._limiter = limiter
         self._wall_clock = wall_clock
         self._progress = progress
+        self._outage = outage
         self._room = Wakeup()
         self._send_lock = trio.Lock()
         self._authenticator = BatchAuthenticator(link.session.batch_key, log.journal.origin)
@@ -234,12 +252,17 @@ class _Sender:
                 case Ack(received=received, applied=applied, pressure_ms=pressure_ms):
                     seqs = cursor_of(received, self._log.journal, self._log.shard_count)
                     # The peer answers tails as well: only what covers a batch shows that anything moves.
-                    if self._progress.ack(seqs) or not self._progress.batches_in_flight:
+                    gained = self._progress.ack(seqs)
+                    if gained or not self._progress.batches_in_flight:
                         self._record.last_ack_at_s = trio.current_time()
                     self._record.note_acked(trio.current_time(), self._progress.acked)
+                    if gained:
+                        self._outage.stamps_taken()
                     self._record.pressure_ms = pressure_ms
                     self._record.note_cursors(received=received, applied=applied)
                     self._room.notify()
+                case Nack(code="clock_drift", detail=detail):
+                    raise _StampsRefused(detail)
                 case Nack(code=code, detail=detail):
                     # Whatever it was, both sides begin again from the receiver's cursors.
                     raise ProtocolViolation(f"nack_{code}", detail)

@@ -42,6 +42,8 @@ PATH_PATTERN = r"^[^\x00]+$"
 _Word = Annotated[str, Field(pattern=PATH_PATTERN)]
 _TIB = 1 << 40
 _DAY_S = 86400
+CLOCK_OFFSET_MAX_S = 30.0 * _DAY_S
+"""Beyond any drift that a site could allow, and far from where stamps would end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,14 @@ class _SiteTable(Table):
         None
     )
     identity: Annotated[dict[str, Any], Field(default_factory=dict, description="tables [sites.NAME.identity.FROM]")]
+    clock_offset_s: Annotated[
+        float,
+        Field(
+            ge=-CLOCK_OFFSET_MAX_S,
+            le=CLOCK_OFFSET_MAX_S,
+            description=f"a number of seconds from -{CLOCK_OFFSET_MAX_S:.0f} to {CLOCK_OFFSET_MAX_S:.0f}",
+        ),
+    ] = 0.0
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -209,7 +219,8 @@ def _check_sites(raw: object, base: Path, problems: list[str]) -> list[SiteConfi
         values = check_table(_SiteTable, table, f"sites.{name}", problems)
         if values is not None:
             data_dir = base / (values["data_dir"] or f"data/{name}")
-            sites.append(SiteConfig(name, SiteId(values["id"]), values["address"], values["port"], data_dir))
+            place = SiteConfig(name, SiteId(values["id"]), values["address"], values["port"], data_dir)
+            sites.append(dataclasses.replace(place, clock_offset_s=values["clock_offset_s"]))
             identities[name] = values["identity"]
     _find_twins(raw, base, problems)
     ids: dict[str, SiteId | None] = {**dict.fromkeys(raw), **{site.name: site.site_id for site in sites}}
@@ -313,6 +324,7 @@ def cluster_text(
         "",
         "# One section for each site. Where sites run on machines of their own, `address` is the machine's;",
         "# on one machine each has a loopback address of its own, which tells peers apart before they prove a key.",
+        "# For experiments `clock_offset_s = 3600` sets a site's clock an hour ahead of the machine's; it follows a reload.",
     ]
     for name, site_id, address, port in sites:
         lines += [

@@ -58,6 +58,13 @@ EVENTS: Mapping[str, EventKind] = {
     "clock_drift_refused": EventKind(
         "error", "a stamp is too far ahead of the wall clock", "peer journal beyond_limit_s"
     ),
+    "stamps_refused": EventKind(
+        "error", "a peer takes nothing more of this site: its stamps are too far ahead", "peer detail"
+    ),
+    "stamps_accepted": EventKind("info", "it does again", "peer"),
+    "clock_out_of_bounds": EventKind("error", "the clock disagrees with most peers: no client writes", "reason"),
+    "clock_in_bounds": EventKind("info", "it agrees again"),
+    "clock_drift_over": EventKind("info", "a peer's stamps are no longer too far ahead", "peer"),
     "peer_ahead_of_origin": EventKind("error", "a peer holds more of this journal than its site", "peer detail"),
     "peer_needs_bootstrap": EventKind("error", "a peer is behind what the log still holds", "peer detail"),
     "peer_cut_off": EventKind("error", "nothing is kept for a peer any more", "peer log_bytes limit_bytes"),

@@ -20,10 +20,12 @@ class PeerRecord:
     Attributes:
         site: its configuration.
         conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, acked_history,
-            pressure_ms, ahead, throttled_s: by the conduit's sender (times are Trio's monotonic seconds; last_ack_at_s is
-            when an ack last covered a batch, or nothing was in flight; acked_history is None before the first contact;
-            throttled_s is the time that batches to this peer have waited at the rate limiter since the start).
-        inbound_connected: by the conduit's receiver.
+            pressure_ms, ahead, throttled_s, stamps_refused: by the conduit's sender (times are Trio's monotonic seconds;
+            last_ack_at_s is when an ack last covered a batch, or nothing was in flight; acked_history is None before the
+            first contact; throttled_s is the time that batches to this peer have waited at the rate limiter since the
+            start; stamps_refused is why the peer takes no entries of this site, if that is because of their stamps).
+        inbound_connected, stamps_beyond_us: by the conduit's receiver (how far beyond the allowed drift the entries are that
+            this site refuses from the peer, None if it refuses none).
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
         first_tails: by the health prober: where the peer's journals ended when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
@@ -44,7 +46,9 @@ class PeerRecord:
     pressure_ms: int = 0
     ahead: bool = False
     throttled_s: float = 0.0
+    stamps_refused: str | None = None
     inbound_connected: bool = False
+    stamps_beyond_us: int | None = None
     came_back: Wakeup = field(default_factory=Wakeup)
     called_at_s: float = float("-inf")
     first_tails: Cursors | None = None

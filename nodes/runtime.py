@@ -12,6 +12,7 @@ from pathlib import Path
 
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.seams import WallClock
 
 SOCKET_PATH_BYTES_MAX = 107
 """`sun_path` of Linux has 108 bytes, one of them NUL; other systems have 104, which a hashed name stays below too."""
@@ -28,6 +29,25 @@ class SystemClock:
     def now_us(self) -> int:
         """Microseconds since 1970."""
         return time.time_ns() // 1000
+
+
+class ShiftedClock:
+    """A wall clock that shows another time than the one beneath it, for experiments with clocks that are wrong.
+
+    Owned by a site, whose administration may shift it at any moment.
+    """
+
+    def __init__(self, beneath: WallClock, *, offset_s: float) -> None:
+        self._beneath = beneath
+        self.shift(offset_s)
+
+    def shift(self, offset_s: float) -> None:
+        """Show from now on the time beneath and so many seconds, which may be negative."""
+        self._offset_us = round(offset_s * 1e6)
+
+    def now_us(self) -> int:
+        """Microseconds since 1970, as shifted."""
+        return max(0, self._beneath.now_us() + self._offset_us)
 
 
 def socket_path(site: SiteConfig, cluster: ClusterConfig) -> Path:

@@ -23,13 +23,14 @@ from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import ConfigInvalid, DiskFull, ReplError
 from claudefs_repl.failover import FailoverManager, SiteMode
-from claudefs_repl.health import ConduitState, clock_in_bounds
+from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
 from nodes.client_service import ClientService
+from nodes.clock_watch import ClockWatch
 from nodes.conduit_receiver import Receiving, serve_conduit
 from nodes.conduit_sender import run_conduit_sender
 from nodes.conflict_keeper import ConflictKeeper
@@ -49,8 +50,8 @@ from nodes.peers import PeerRecord
 from nodes.queries import PeerQueries, serve_queries
 from nodes.reclaimer import run_reclaimer
 from nodes.recovery import Recovered, read_identity, recover
-from nodes.runtime import LOCK_NAME, SystemClock, events_path, socket_path
-from nodes.seams import Entropy, WallClock
+from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path, socket_path
+from nodes.seams import Entropy
 from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
@@ -62,6 +63,8 @@ from protocol.keys import KeyRing
 REPORTS_MAX = 256
 """Health reports under way: a few for each peer."""
 STOPPING = "stopping"
+CLOCK_WATCH_S = 0.5
+"""A wrong clock's writes are refused half a second after the pongs that show it, however seldom the probes are."""
 
 
 async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | None = None) -> None:
@@ -78,7 +81,7 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     try:
         # Before a line is logged: the directory, and the log in it, may be another site's.
         await read_identity(cluster, site, storage)
-        wall_clock = SystemClock()
+        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
         logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
         try:
             await _Site(cluster, site, keys, storage, wall_clock, os.urandom, random.Random(), logger).run()  # noqa: S311 - jitter, not secrets
@@ -104,7 +107,8 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
     try:
         if await read_identity(cluster, site, storage) is None:
             raise ConfigInvalid([f"{site.data_dir}: site {site_name} has never run there: nothing to rebuild"])
-        logger = make_logger(events_path(site), site.name, SystemClock())
+        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
+        logger = make_logger(events_path(site), site.name, wall_clock)
         gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
         recovered = await recover(
             cluster=cluster, site=site, storage=storage, entropy=os.urandom, gate=gate, logger=logger, rebuild=True
@@ -153,7 +157,7 @@ class _Site:
         site: SiteConfig,
         keys: KeyRing,
         storage: DiskStorage,
-        wall_clock: WallClock,
+        wall_clock: ShiftedClock,
         entropy: Entropy,
         rng: random.Random,
         logger: FilteringBoundLogger,
@@ -307,6 +311,7 @@ class _Site:
             conflicts=(teller, keeper),
             manager=manager,
             gate=self._gate,
+            wall_clock=self._wall_clock,
             logger=self._logger,
         )
         dead_letters = DeadLetterService(cluster=self._cluster, store=store, retry=applier.retry_dead_letters)
@@ -400,12 +405,20 @@ class _Site:
                 on_mode=self._note_mode,
             )
         )
+        clock_watch = ClockWatch(
+            peers=self._peers.values(),
+            limit_us=int(self._cluster.replication.max_clock_drift_s * 1e6),
+            gate=self._gate,
+            logger=self._logger,
+        )
+        nursery.start_soon(clock_watch.run, min(interval_s, CLOCK_WATCH_S))
         nursery.start_soon(
             lambda: run_own_health(
                 site_id=self._site.site_id,
                 interval_s=interval_s,
                 caught_up=lambda: self._has_caught_up(recovered),
-                healthy=self._is_healthy,
+                # A journal or store that fails ends the process: what is left to ask is the clock.
+                healthy=lambda: clock_watch.is_in_bounds,
                 startup_wait_s=self._cluster.startup.startup_wait_s,
                 peers_reached=lambda: all(record.first_tails is not None for record in self._peers.values()),
                 reports=reports,
@@ -499,18 +512,10 @@ class _Site:
         if site_id in self._peer_modes:
             self._peer_modes[site_id] = mode
 
-    def _is_healthy(self) -> bool:
-        """Whether this site's clock can be right; a journal or store that fails ends the process."""
-        offsets_us = [
-            record.clock_offset_us
-            for record in self._peers.values()
-            if record.mode_told is not None and record.clock_offset_us is not None
-        ]
-        return clock_in_bounds(offsets_us, int(self._cluster.replication.max_clock_drift_s * 1e6))
-
     def _has_caught_up(self, recovered: Recovered) -> bool:
         applied, own = recovered.store.applied, recovered.journals.own
-        told = (record.first_tails for record in self._peers.values())
+        # One site with a wrong clock holds up nobody: what is refused for its stamps is not waited for.
+        told = (record.first_tails for record in self._peers.values() if record.stamps_beyond_us is None)
         if not all(covers(applied, tails) for tails in told if tails is not None):
             return False
         # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.

@@ -10,7 +10,7 @@ import trio
 from claudefs_repl.checkpoint import cursor_of, distance, equal
 from claudefs_repl.error import CallerError, ReplError
 from claudefs_repl.failover import SiteMode
-from claudefs_repl.health import ConduitState, LinkFacts, explain_lag
+from claudefs_repl.health import ConduitState, LinkFacts, explain_lag, explain_refused_stamps
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts, judge_sums
@@ -28,7 +28,7 @@ from nodes.seams import WallClock
 from nodes.snapshots import cursors_from_json, cursors_to_json
 from nodes.store.sqlite_store import SqliteStore
 from nodes.trace import Tracer
-from nodes.write_gate import WriteGate
+from nodes.write_gate import CLOCK, WriteGate
 
 STATUS_TIMEOUT_S = 3.0
 """A status must come although a peer is paused."""
@@ -243,11 +243,29 @@ class SiteStatus:
             "unapplied_entries": distance(acked, applied),
             "entries_per_s": round(rate, 1),
             "catch_up_s": round(lag_entries / rate, 1) if lag_entries and rate > 0 else None,
-            "reason": explain_lag(facts),
+            "reason": "; ".join(filter(None, [explain_lag(facts), self._explain_stamps(record)])) or None,
+            "stamps_refused": record.stamps_refused,
+            "stamps_beyond_s": None if record.stamps_beyond_us is None else round(record.stamps_beyond_us / 1e6, 3),
+            "clock_offset_s": None if record.clock_offset_us is None else round(record.clock_offset_us / 1e6, 3),
             "throttled_s": round(record.throttled_s, 3),
             "rtt_ms": None if record.rtt_ms is None else round(record.rtt_ms, 3),
             "cut_off": record.cut_off or record.conduit_state is ConduitState.NEEDS_BOOTSTRAP,
         }
+
+    def _explain_stamps(self, record: PeerRecord) -> str | None:
+        """Whose stamps are too far ahead for whom, and what to do."""
+        told = []
+        if record.stamps_refused is not None:
+            remedy = (
+                "set this site's clock"
+                if self._gate.is_closed(CLOCK)
+                else "if this site's clock is right, they are taken when their time has come"
+            )
+            told.append(f"{record.site.name} takes no entries of this site: {record.stamps_refused}; {remedy}")
+        if record.stamps_beyond_us is not None:
+            beyond_s = record.stamps_beyond_us / 1e6
+            told.append(f"{self._site.name} {explain_refused_stamps(record.site.name, beyond_s=beyond_s)}")
+        return "; ".join(told) or None
 
     def _stricter_mode(self, record: PeerRecord) -> str:
         opinion = self._peer_modes[record.site.site_id]

@@ -19,7 +19,7 @@ from nodes.config import load_cluster, write_cluster
 from nodes.dialing import Dialing
 from nodes.events import make_logger
 from nodes.key_files import load_keys, make_keys, write_keys
-from nodes.runtime import SystemClock
+from nodes.runtime import ShiftedClock, SystemClock
 from nodes.shown_ids import ShownIds
 from nodes.storage import DiskStorage
 from nodes.store.view import Stat
@@ -44,6 +44,7 @@ async def alpha(tmp_path):
     manager = FailoverManager(cluster.failover, site.site_id)
     await manager.register_site(site.site_id)
     gate = WriteGate(site.name, SiteMode.ACTIVE_READ_WRITE)
+    wall_clock = ShiftedClock(SimpleNamespace(now_us=lambda: 10**9), offset_s=0.0)
     limiter = AuthRateLimiter(cluster.rate_limit)
     identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, random.Random(0).getrandbits(64))
     keys = load_keys(cluster.key_file(site), site)
@@ -59,6 +60,7 @@ async def alpha(tmp_path):
         conflicts=followers,
         manager=manager,
         gate=gate,
+        wall_clock=wall_clock,
         logger=make_logger(tmp_path / "events.jsonl", site.name, SystemClock()),
     )
     handlers = admin.handlers()
@@ -68,6 +70,7 @@ async def alpha(tmp_path):
         path=path,
         shown_ids=shown_ids,
         conflicts=followers,
+        wall_clock=wall_clock,
         mode=handlers["mode"],
         reload=handlers["reload"],
     )
@@ -144,3 +147,17 @@ async def test_what_a_site_does_with_conflicts_is_taken_at_once(alpha):
     assert (await alpha.reload({}))["changed"] == []
     alpha.path.write_text(text)
     assert (await alpha.reload({}))["changed"] == ["conflicts"]
+
+
+async def test_a_reload_sets_this_sites_clock_and_no_other(alpha):
+    """A clock offset holds at once, is told once, and needs no restart, whosever it is."""
+    text = alpha.path.read_text()
+    alpha.path.write_text(text.replace("[sites.alpha]\n", "[sites.alpha]\nclock_offset_s = -1.5\n"))
+    answer = await alpha.reload({})
+    assert (answer["changed"], answer["restart_needed"]) == (["clock_offset_s (-1.5 s)"], [])
+    assert alpha.wall_clock.now_us() == 10**9 - 1_500_000
+    assert (await alpha.reload({}))["changed"] == []
+    alpha.path.write_text(text.replace("[sites.beta]\n", "[sites.beta]\nclock_offset_s = 7\n"))
+    answer = await alpha.reload({})
+    assert (answer["changed"], answer["restart_needed"]) == (["clock_offset_s (0 s)"], [])
+    assert alpha.wall_clock.now_us() == 10**9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,3 +140,24 @@ async def test_an_idle_conduit_does_not_stand_still(start, autojump_clock):
     await trio.sleep(30)
     assert record.acked == (1,)
     assert trio.current_time() - record.last_ack_at_s <= 5
+
+
+async def test_a_refusal_for_stamps_is_kept_until_the_peer_takes_entries(start, autojump_clock, tmp_path):
+    """It is told once however often the peer repeats it, shows in the peer's record, and ends with the first ack."""
+    refuses = True
+
+    def answer(message):
+        if not isinstance(message, Batch):
+            return None
+        if refuses:
+            return Nack(1, "clock_drift", JOURNAL.origin, JOURNAL.incarnation, 0, 1, 0, "an hour beyond")
+        return Ack(1, {JOURNAL: (1,)}, {}, 0)
+
+    _, record = start(answer)
+    await trio.sleep(30)
+    assert record.stamps_refused == "an hour beyond"
+    refuses = False
+    await trio.sleep(10)
+    assert record.stamps_refused is None
+    events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert events.count("stamps_refused") == events.count("stamps_accepted") == 1

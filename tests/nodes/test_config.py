@@ -85,6 +85,22 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         assert getattr(getattr(cluster, section), key) == value
 
 
+@pytest.mark.parametrize("offset_s", ["3600", "-0.5", "0"])
+def test_a_site_s_clock_can_be_set_wrong(tmp_path: Path, offset_s: str) -> None:
+    """For experiments a site has a clock offset, whole or not, either way."""
+    text = GOOD.replace("[sites.beta]\n", f"[sites.beta]\nclock_offset_s = {offset_s}\n")
+    alpha, beta = load_cluster(write(tmp_path, text)).sites
+    assert (alpha.clock_offset_s, beta.clock_offset_s) == (0.0, float(offset_s))
+
+
+@pytest.mark.parametrize("offset_s", ["2592001", "-1e9", "nan", "inf", "true", '"1"'])
+def test_a_clock_offset_that_is_no_time_is_told(tmp_path: Path, offset_s: str) -> None:
+    """An offset is a finite number of seconds within a month."""
+    text = GOOD.replace("[sites.beta]\n", f"[sites.beta]\nclock_offset_s = {offset_s}\n")
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.startswith("sites.beta.clock_offset_s: expected a number of seconds from -2592000 to 2592000, got ")
+
+
 def test_the_table_of_settings_has_every_field_of_the_topology() -> None:
     """No field of the topology is out of reach of the file, and every default is within its range."""
     for section, values_type in SECTIONS.items():

@@ -341,6 +341,18 @@ async def test_a_stamp_beyond_the_drift_is_refused(site):
     await link.expect(Ack)
     assert (await link.expect(Nack)).code == "clock_drift"
     assert site.received() == (0, 0)
+    assert site.record.stamps_beyond_us > 0
+
+
+async def test_a_refusal_for_the_drift_is_over_when_entries_of_the_peer_are_taken(site):
+    """What the status tells of a peer's stamps is about now."""
+    site.record.stamps_beyond_us = 5
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(batch(link, 1, block()))
+    await link.expect(Ack)
+    assert site.record.stamps_beyond_us is None
+    assert "clock_drift_over" in site.events()
 
 
 async def test_another_sites_tails_are_refused(site):

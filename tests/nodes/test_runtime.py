@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.runtime import (
     SOCKET_PATH_BYTES_MAX,
+    ShiftedClock,
     SystemClock,
     is_local_address,
     process_lives,
@@ -95,6 +97,19 @@ def test_a_process_lives_until_it_does_not() -> None:
 def test_a_site_that_never_ran_has_no_process(tmp_path: Path) -> None:
     """Without a lock file there is no site."""
     assert site_pid(a_site(tmp_path / "none")) is None
+
+
+def test_a_shifted_clock_goes_with_the_one_beneath() -> None:
+    """It shows the other's time and an offset, which may change at any moment; never a time before 1970."""
+    beneath = SimpleNamespace(now_us=lambda: 5_000_000)
+    clock = ShiftedClock(beneath, offset_s=1.5)
+    assert clock.now_us() == 6_500_000
+    clock.shift(-2)
+    assert clock.now_us() == 3_000_000
+    beneath.now_us = lambda: 7_000_000
+    assert clock.now_us() == 5_000_000
+    clock.shift(-3600)
+    assert clock.now_us() == 0
 
 
 def test_the_clock_tells_microseconds_and_goes_on() -> None:
