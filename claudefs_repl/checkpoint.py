@@ -109,6 +109,29 @@ def decode_cursors(encoded: bytes | memoryview) -> dict[JournalId, tuple[int, ..
     return cursors
 
 
+def encode_incarnations(current: Mapping[SiteId, Incarnation]) -> bytes:
+    """Which incarnation of each origin is the current one: origin (8), incarnation (8) each, by ascending origin."""
+    return b"".join(_JOURNAL.pack(origin, current[origin]) for origin in sorted(current))
+
+
+def decode_incarnations(encoded: bytes | memoryview) -> dict[SiteId, Incarnation]:
+    """The inverse of `encode_incarnations`.
+
+    Raises:
+        ValueError: the bytes are not what `encode_incarnations` writes for some sites.
+    """
+    if len(encoded) % _JOURNAL.size:
+        raise ValueError(f"incarnations have {_JOURNAL.size} bytes each, not {len(encoded)} in all")
+    current: dict[SiteId, Incarnation] = {}
+    last = 0
+    for origin, incarnation in _JOURNAL.iter_unpack(encoded):
+        if not last < origin <= SITE_ID_MAX:
+            raise ValueError(f"site {origin} is out of order or range")
+        current[SiteId(origin)] = Incarnation(incarnation)
+        last = origin
+    return current
+
+
 def encoded_cursors_length(encoded: memoryview | bytes, at: int) -> int:
     """The length of the vector that begins at a position.
 

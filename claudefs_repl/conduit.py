@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import ProtocolViolation
+from claudefs_repl.journal import JournalId
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +22,42 @@ class InFlight:
     """A batch that was sent and is not acknowledged."""
 
     batch_seq: int
+    journal: JournalId
     shard: int
     last_seq: int
     body_bytes: int
 
 
 class SendProgress:
-    """What one peer has of this site's journal, over one connection. Owned by the conduit's sender.
+    """What one peer has of the journals that are sent to it, over one connection. Owned by the conduit's sender.
 
     Attributes:
-        acked: the send cursor: per shard the highest seq that the peer has durable.
-        sent: per shard the highest seq handed to the connection.
+        acked: the send cursors: for each journal and shard the highest seq that the peer is known to have durable.
+        sent: for each journal and shard the highest seq handed to the connection.
     """
 
-    def __init__(self, *, acked: tuple[int, ...], window_batches: int, window_bytes: int) -> None:
-        self.acked = acked
-        self.sent = acked
+    def __init__(self, *, window_batches: int, window_bytes: int) -> None:
+        self.acked: dict[JournalId, tuple[int, ...]] = {}
+        self.sent: dict[JournalId, tuple[int, ...]] = {}
+        self._shared: set[JournalId] = set()
         self._window_batches = window_batches
         self._window_bytes = window_bytes
         self._in_flight: deque[InFlight] = deque()
         self._bytes = 0
         self._batch_seq = 0
+
+    def begin(self, journal: JournalId, acked: tuple[int, ...], *, is_shared: bool = False) -> None:
+        """Send a journal from the peer's cursors on.
+
+        Args:
+            journal: one that is not being sent yet.
+            acked: for each shard what the peer has.
+            is_shared: whether other sites send it to the peer as well, so that the peer may have more than was sent here.
+        """
+        assert journal not in self.sent
+        self.acked[journal] = self.sent[journal] = acked
+        if is_shared:
+            self._shared.add(journal)
 
     @property
     def batches_in_flight(self) -> int:
@@ -56,31 +73,40 @@ class SendProgress:
         """Whether another batch may be sent; a single batch larger than the window passes when nothing is in flight."""
         return len(self._in_flight) < self._window_batches and (self._bytes < self._window_bytes or not self._in_flight)
 
-    def send(self, block: Block) -> int:
+    def send(self, journal: JournalId, block: Block) -> int:
         """Take note of the next batch; returns its batch_seq."""
-        assert block.first_seq == self.sent[block.shard] + 1
+        sent = self.sent[journal]
+        assert block.first_seq == sent[block.shard] + 1
         self._batch_seq += 1
-        self.sent = _with(self.sent, block.shard, block.last_seq)
+        self.sent[journal] = _with(sent, block.shard, block.last_seq)
         self._bytes += len(block.body)
-        self._in_flight.append(InFlight(self._batch_seq, block.shard, block.last_seq, len(block.body)))
+        self._in_flight.append(InFlight(self._batch_seq, journal, block.shard, block.last_seq, len(block.body)))
         return self._batch_seq
 
-    def ack(self, received: tuple[int, ...]) -> int:
-        """Take the peer's durable cursors; returns how many entries they newly cover.
+    def ack(self, received: Cursors) -> int:
+        """Take the peer's durable cursors of some journals; returns how many entries they newly cover.
 
         Raises:
             ProtocolViolation: the ack is beyond what was sent; nothing moves.
         """
-        if len(received) != len(self.sent) or any(a > s for a, s in zip(received, self.sent, strict=True)):
-            raise ProtocolViolation("ack_beyond_sent", f"ack {received} where {self.sent} was sent")
-        # A late ack, overtaken by a newer one, takes nothing back.
-        moved = tuple(map(max, self.acked, received))
-        gained = sum(moved) - sum(self.acked)
-        self.acked = moved
-        kept = deque(f for f in self._in_flight if f.last_seq > moved[f.shard])
+        moved = {journal: self._moved(journal, seqs) for journal, seqs in received.items()}
+        gained = sum(sum(seqs) - sum(self.acked[journal]) for journal, seqs in moved.items())
+        self.acked.update(moved)
+        kept = deque(f for f in self._in_flight if f.last_seq > self.acked[f.journal][f.shard])
         self._bytes -= sum(f.body_bytes for f in self._in_flight) - sum(f.body_bytes for f in kept)
         self._in_flight = kept
         return gained
+
+    def _moved(self, journal: JournalId, received: tuple[int, ...]) -> tuple[int, ...]:
+        sent = self.sent.get(journal)
+        if sent is None or len(received) != len(sent):
+            raise ProtocolViolation("ack_beyond_sent", f"ack {received} of journal {journal}, of which {sent} was sent")
+        if journal in self._shared:
+            received = tuple(map(min, received, sent))
+        if any(a > s for a, s in zip(received, sent, strict=True)):
+            raise ProtocolViolation("ack_beyond_sent", f"ack {received} where {sent} was sent")
+        # A late ack, overtaken by a newer one, takes nothing back.
+        return tuple(map(max, self.acked[journal], received))
 
 
 class Verdict(enum.Enum):
@@ -92,16 +118,19 @@ class Verdict(enum.Enum):
 
 
 class ReceiveProgress:
-    """What has been taken from one peer's journal: durable or queued to become so. Owned by the conduit's receiver."""
+    """What has been taken from one peer: durable or queued to become so. Owned by the conduit's receiver."""
 
-    def __init__(self, received: tuple[int, ...]) -> None:
-        self._taken = received
+    def __init__(self) -> None:
+        self._taken: dict[JournalId, tuple[int, ...]] = {}
         self._batch_seq = 0
 
-    @property
-    def wanted(self) -> tuple[int, ...]:
-        """Per shard, the next seq."""
-        return tuple(seq + 1 for seq in self._taken)
+    def begin(self, journal: JournalId, received: tuple[int, ...]) -> None:
+        """Take a journal from what is here on; nothing happens if it is being taken already."""
+        self._taken.setdefault(journal, received)
+
+    def wanted(self, journal: JournalId) -> tuple[int, ...]:
+        """Per shard, the next seq of a journal."""
+        return tuple(seq + 1 for seq in self._taken[journal])
 
     def check_batch_seq(self, batch_seq: int) -> None:
         """Batches of a connection are numbered 1, 2, 3, ...
@@ -113,21 +142,32 @@ class ReceiveProgress:
             raise ProtocolViolation("batch_seq", f"batch {batch_seq} follows batch {self._batch_seq}")
         self._batch_seq = batch_seq
 
-    def take(self, block: Block) -> tuple[Verdict, Block | None]:
+    def take(self, journal: JournalId, block: Block) -> tuple[Verdict, Block | None]:
         """Judge a block against the cursor; a block that overlaps it is cut, a duplicate is acknowledged again.
 
         Raises:
             ProtocolViolation: the shard does not exist.
         """
-        if block.shard >= len(self._taken):
-            raise ProtocolViolation("shard_unknown", f"shard {block.shard} of {len(self._taken)}")
-        taken = self._taken[block.shard]
+        seqs = self._taken[journal]
+        if block.shard >= len(seqs):
+            raise ProtocolViolation("shard_unknown", f"shard {block.shard} of {len(seqs)}")
+        taken = seqs[block.shard]
         if block.first_seq > taken + 1:
             return Verdict.GAP, None
         if block.last_seq <= taken:
             return Verdict.DUPLICATE, None
-        self._taken = _with(self._taken, block.shard, block.last_seq)
+        self._taken[journal] = _with(seqs, block.shard, block.last_seq)
         return Verdict.ACCEPT, block.after(taken)
+
+
+def beyond(blocks: Sequence[Block], tails: tuple[int, ...]) -> list[Block]:
+    """What of some blocks, in log order, a log with these tails does not have yet."""
+    kept = []
+    for block in blocks:
+        if block.last_seq > tails[block.shard]:
+            kept.append(block.after(tails[block.shard]))
+            tails = _with(tails, block.shard, block.last_seq)
+    return kept
 
 
 def _with(cursors: tuple[int, ...], shard: int, seq: int) -> tuple[int, ...]:

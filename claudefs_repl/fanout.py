@@ -15,6 +15,7 @@ def retention_floor(
     snapshot: Cursors | None,
     peers: Mapping[SiteId, Cursors],
     cut_off: Iterable[SiteId] = (),
+    is_former: bool = False,
 ) -> tuple[int, ...]:
     """Per shard the highest seq that nobody needs any more: entries at or below it may be trimmed.
 
@@ -26,9 +27,13 @@ def retention_floor(
         snapshot: what the newest local snapshot has applied, None if there is none; then nothing may go.
         peers: what each configured peer is known to have durable; a peer that has told nothing holds everything.
         cut_off: peers that no longer count.
+        is_former: whether its origin has begun another journal since: then the origin counts as any peer does, for it may
+            have lost this one and get it back from others.
     """
     if snapshot is None:
         return (0,) * shard_count
     ignored = frozenset(cut_off)
-    counting = [cursors for site, cursors in peers.items() if site not in ignored and site != journal.origin]
+    if not is_former:
+        ignored |= {journal.origin}
+    counting = [cursors for site, cursors in peers.items() if site not in ignored]
     return meet([snapshot, *counting], journal, shard_count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -13,7 +13,8 @@ from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
 from claudefs_repl.conduit import ReceiveProgress, Verdict
 from claudefs_repl.error import DiskFull, PeerRefused, ProtocolViolation
-from claudefs_repl.journal import JournalId, SiteId
+from claudefs_repl.incarnations import Incarnations
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ReplicationConfig
 from nodes.entry_log import EntryLog
 from nodes.journals import Journals
@@ -51,10 +52,11 @@ class Receiving:
         mode: this site's own mode, as it is now.
         blame: told of a peer whose conduit ended because of what it sent.
         scopes: for each peer, that of its newest session.
-        locks: for each peer, the one that its log's appending task holds.
+        locks: for each peer, the one that its session holds.
     """
 
     journals: Journals
+    incarnations: Incarnations
     store: SqliteStore
     config: ReplicationConfig
     limiter: AuthRateLimiter
@@ -73,6 +75,7 @@ class _Taken:
     """A verified batch on its way to the disk; `block` is None for a duplicate, which is only acknowledged again."""
 
     batch_seq: int
+    log: EntryLog
     block: Block | None
 
 
@@ -163,13 +166,17 @@ class _Session:
         self._record = record
         self._receiving = receiving
         self._log = log
-        self._progress = ReceiveProgress(log.tails)
+        self._logs = {log.journal: log}
+        self._progress = ReceiveProgress()
+        self._progress.begin(log.journal, log.tails)
+        self._told: Mapping[SiteId, Incarnation] = {}
         self._authenticator = BatchAuthenticator(link.session.batch_key, link.session.peer)
 
     async def welcome(self) -> None:
         """Tell the sender where to resume: our cursors are the truth."""
         received = self._receiving.journals.received()
-        await self._send(Welcome(received, self._receiving.store.applied, self._receiving.mode()))
+        self._told = self._receiving.incarnations.current
+        await self._send(Welcome(received, self._receiving.store.applied, self._receiving.mode(), self._told))
 
     async def _send(self, message: Welcome | Ack | Nack | Goodbye) -> None:
         with trio.fail_after(self._receiving.config.idle_timeout_s):
@@ -184,7 +191,7 @@ class _Session:
                 match message:
                     case Batch():
                         await self._wait_turn(len(message.block.body), queue)
-                        item = self._judge(message)
+                        item = await self._judge(message)
                         await queue.send(item)
                         if isinstance(item, _Refused):
                             return
@@ -205,9 +212,10 @@ class _Session:
                 return
             await queue.send(_AckNow())
 
-    def _judge(self, batch: Batch) -> _Item:
+    async def _judge(self, batch: Batch) -> _Item:
         journal = JournalId(batch.source_site_id, batch.incarnation)
-        if journal != self._log.journal:
+        # A site speaks for its own journal; what others say of a former one is taken on trust.
+        if journal != self._log.journal and not self._receiving.incarnations.is_former(journal):
             raise ProtocolViolation("not_its_journal", f"journal {journal} from site {self._link.session.peer}")
         result = self._authenticator.verify_body(batch.tag, batch.source_site_id, batch.batch_seq, batch.block.body)
         if not result.valid:
@@ -216,25 +224,34 @@ class _Session:
         limit_us = self._receiving.wall_clock.now_us() + int(self._receiving.config.max_clock_drift_s * 1e6)
         newest_us = max(batch.block.timestamps)
         if newest_us > limit_us:
-            return self._refuse_drift(batch, newest_us - limit_us)
-        if self._record.stamps_beyond_us is not None:
+            return self._refuse_drift(journal, batch, newest_us - limit_us)
+        if journal == self._log.journal and self._record.stamps_beyond_us is not None:
             self._record.stamps_beyond_us = None
             self._receiving.logger.info("clock_drift_over", peer=self._record.site.name)
-        verdict, block = self._progress.take(batch.block)
+        try:
+            log = self._logs.get(journal) or await _open_replica(journal, self._receiving)
+        except DiskFull as full:
+            return self._nack(batch, "disk_full", str(full))
+        except PeerRefused as refusal:
+            return self._nack(batch, "limit", refusal.detail)
+        self._logs[journal] = log
+        self._progress.begin(journal, log.tails)
+        verdict, block = self._progress.take(journal, batch.block)
         if verdict is Verdict.GAP:
-            return self._refuse_gap(batch)
+            return self._refuse_gap(journal, batch)
         if verdict is Verdict.DUPLICATE:
             self._receiving.stats.duplicates += 1
             self._receiving.logger.info(
                 "duplicate_dropped",
                 peer=self._record.site.name,
-                journal=str(self._log.journal),
+                journal=str(journal),
                 shard=batch.block.shard,
                 last_seq=batch.last_seq,
             )
-        return _Taken(batch.batch_seq, block)
+        return _Taken(batch.batch_seq, log, block)
 
-    def _nack(self, batch: Batch, code: str, wanted_seq: int, detail: str) -> _Refused:
+    def _nack(self, batch: Batch, code: str, detail: str) -> _Refused:
+        journal = JournalId(batch.source_site_id, batch.incarnation)
         return _Refused(
             Nack(
                 batch_seq=batch.batch_seq,
@@ -242,40 +259,45 @@ class _Session:
                 origin=batch.source_site_id,
                 incarnation=batch.incarnation,
                 shard=batch.block.shard,
-                wanted_seq=wanted_seq,
+                wanted_seq=self._wanted(journal)[batch.block.shard],
                 wait_ms=0,
                 detail=detail,
             )
         )
 
-    def _refuse_gap(self, batch: Batch) -> _Refused:
-        wanted_seq = self._progress.wanted[batch.block.shard]
+    def _wanted(self, journal: JournalId) -> tuple[int, ...]:
+        if journal in self._logs:
+            return self._progress.wanted(journal)
+        return (1,) * self._log.shard_count
+
+    def _refuse_gap(self, journal: JournalId, batch: Batch) -> _Refused:
+        wanted_seq = self._wanted(journal)[batch.block.shard]
         self._receiving.stats.gaps += 1
         self._receiving.logger.warning(
             "gap_refused",
             peer=self._record.site.name,
-            journal=str(self._log.journal),
+            journal=str(journal),
             shard=batch.block.shard,
             wanted_seq=wanted_seq,
             got_seq=batch.first_seq,
         )
-        return self._nack(batch, "gap", wanted_seq, f"seq {wanted_seq} is wanted, {batch.first_seq} came")
+        return self._nack(batch, "gap", f"seq {wanted_seq} is wanted, {batch.first_seq} came")
 
-    def _refuse_drift(self, batch: Batch, beyond_us: int) -> _Refused:
+    def _refuse_drift(self, journal: JournalId, batch: Batch, beyond_us: int) -> _Refused:
+        is_its_own = journal == self._log.journal
         # The peer tries again every few seconds: the same refusal is told once.
-        if self._record.stamps_beyond_us is None:
+        if not is_its_own or self._record.stamps_beyond_us is None:
             self._receiving.logger.error(
                 "clock_drift_refused",
                 peer=self._record.site.name,
-                journal=str(self._log.journal),
+                journal=str(journal),
                 beyond_limit_s=round(beyond_us / 1e6, 3),
             )
-        self._record.stamps_beyond_us = beyond_us
-        wanted_seq = self._progress.wanted[batch.block.shard]
+        if is_its_own:
+            self._record.stamps_beyond_us = beyond_us
         return self._nack(
             batch,
             "clock_drift",
-            wanted_seq,
             f"a stamp is {beyond_us / 1e6:.1f} s beyond the allowed drift",
         )
 
@@ -289,9 +311,14 @@ class _Session:
                         items.append(queue.receive_nowait())
                     except (trio.WouldBlock, trio.EndOfChannel):
                         break
-                blocks = [item.block for item in items if isinstance(item, _Taken) and item.block is not None]
-                if blocks:
-                    await self._append(blocks)
+                blocks: dict[EntryLog, list[Block]] = {}
+                for item in items:
+                    if isinstance(item, _Taken) and item.block is not None:
+                        blocks.setdefault(item.log, []).append(item.block)
+                for log, new in blocks.items():
+                    await self._append(log, new)
+                if self._told is not self._receiving.incarnations.current:
+                    await self.welcome()
                 batch_seq = max((item.batch_seq for item in items if isinstance(item, _Taken)), default=0)
                 await self._send(self._ack(batch_seq, pressure_ms=0))
                 for item in items:
@@ -300,9 +327,10 @@ class _Session:
                         return
 
     def _ack(self, batch_seq: int, *, pressure_ms: int) -> Ack:
-        return Ack(batch_seq, {self._log.journal: self._log.tails}, self._receiving.store.applied, pressure_ms)
+        received = {journal: log.tails for journal, log in self._logs.items()}
+        return Ack(batch_seq, received, self._receiving.store.applied, pressure_ms)
 
-    async def _append(self, blocks: list[Block]) -> None:
+    async def _append(self, log: EntryLog, blocks: list[Block]) -> None:
         gate = self._receiving.gate
         while True:
             # While the disk is full the reserve belongs to trimming; nothing new may take it.
@@ -311,11 +339,10 @@ class _Session:
                 await trio.sleep(DISK_RETRY_S)
                 continue
             try:
-                await self._log.append(blocks)
+                new = await self._receiving.journals.append(log, blocks)
             except DiskFull as full:
                 gate.close_for_disk(full, self._receiving.logger)
                 continue
-            self._receiving.stats.batches += len(blocks)
-            self._receiving.stats.entries += sum(block.count for block in blocks)
-            self._receiving.journals.replica_grew.notify()
+            self._receiving.stats.batches += len(new)
+            self._receiving.stats.entries += sum(block.count for block in new)
             return

@@ -14,10 +14,12 @@ from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.conduit import SendProgress
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.health import ConduitState
+from claudefs_repl.journal import JournalId
 from claudefs_repl.sync import cut_batches
 from claudefs_repl.topology import ReplicationConfig
 from nodes.dialing import Dialing
-from nodes.entry_log import EntryLog, GapInLog, LogReader
+from nodes.entry_log import EntryLog, GapInLog
+from nodes.journals import Journals
 from nodes.link import LINK_ERRORS, Link, describe_failure, one_link_error
 from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
@@ -29,6 +31,10 @@ from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
 
 READ_AHEAD_SHARDS = 4
 """Shards lie interleaved in the log: reading so many batches' worth at once fills the batches of each shard."""
+FORMER_POLL_S = 5.0
+"""How often a sender looks for former journals that have come to this site meanwhile, from other peers."""
+HELD_BACK_S = 60.0
+"""A former journal that the peer refuses is tried again after so long; meanwhile everything else goes on."""
 
 
 class _StampsRefused(Exception):
@@ -43,7 +49,7 @@ async def run_conduit_sender(
     *,
     dialing: Dialing,
     record: PeerRecord,
-    log: EntryLog,
+    journals: Journals,
     config: ReplicationConfig,
     limiter: AuthRateLimiter,
     gate: WriteGate,
@@ -70,7 +76,7 @@ async def run_conduit_sender(
         else:
             began_s = trio.current_time()
             try:
-                await _run_session(link, record, log, config, limiter, wall_clock, outage)
+                await _run_session(link, record, journals, config, limiter, wall_clock, outage)
             except PeerRefused as refusal:
                 outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
                 retry_s = refusal.wait_ms / 1000
@@ -150,12 +156,13 @@ class _Outage:
 async def _run_session(
     link: Link,
     record: PeerRecord,
-    log: EntryLog,
+    journals: Journals,
     config: ReplicationConfig,
     limiter: AuthRateLimiter,
     wall_clock: WallClock,
     outage: _Outage,
 ) -> None:
+    log = journals.own
     with trio.fail_after(config.idle_timeout_s):
         welcome = await link.expect(Welcome)
     start = cursor_of(welcome.received, log.journal, log.shard_count)
@@ -163,34 +170,33 @@ async def _run_session(
         raise ProtocolViolation("bad_message", f"cursors of {len(start)} shards")
     if any(theirs > ours for theirs, ours in zip(start, log.tails, strict=True)):
         raise _PeerAhead(f"{record.site.name} holds this site's journal up to {start}, which ends here at {log.tails}")
-    reader = log.reader(start)
-    progress = SendProgress(acked=start, window_batches=config.window_batches, window_bytes=config.window_bytes)
+    log.reader(start)  # raises if entries behind the cursor were trimmed
+    progress = SendProgress(window_batches=config.window_batches, window_bytes=config.window_bytes)
+    progress.begin(log.journal, start)
     record.ahead = record.cut_off = False
     record.note_acked(trio.current_time(), start)
     record.progress = progress
     record.pressure_ms = 0
     record.connected_at_s = record.last_ack_at_s = trio.current_time()
     outage.over(sum(log.tails) - sum(start))
-    sender = _Sender(link, record, log, config, limiter, wall_clock, progress, outage)
-    try:
-        with one_link_error(GapInLog, _StampsRefused):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(sender.keep_alive)
-                nursery.start_soon(sender.send_batches, reader)
-                await sender.receive_acks()
-                nursery.cancel_scope.cancel()
-    finally:
-        await reader.close()
+    sender = _Sender(link, record, journals, config, limiter, wall_clock, progress, outage)
+    with one_link_error(GapInLog, _StampsRefused):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.send_journal, log, start)
+            nursery.start_soon(sender.keep_alive)
+            nursery.start_soon(sender.pass_on_former, welcome, nursery)
+            await sender.receive_acks()
+            nursery.cancel_scope.cancel()
 
 
 class _Sender:
-    """The tasks of one connected conduit; sending is serialised because frames are numbered."""
+    """The tasks of one connected conduit: one for each journal that is sent; frames and batches are numbered as they go."""
 
     def __init__(
         self,
         link: Link,
         record: PeerRecord,
-        log: EntryLog,
+        journals: Journals,
         config: ReplicationConfig,
         limiter: AuthRateLimiter,
         wall_clock: WallClock,
@@ -199,19 +205,22 @@ class _Sender:
     ) -> None:
         self._link = link
         self._record = record
-        self._log = log
+        self._journals = journals
+        self._log = journals.own
         self._config = config
         self._limiter = limiter
         self._wall_clock = wall_clock
         self._progress = progress
         self._outage = outage
         self._room = Wakeup()
-        self._send_lock = trio.Lock()
-        self._authenticator = BatchAuthenticator(link.session.batch_key, log.journal.origin)
+        self._batch_lock = trio.Lock()
+        self._frame_lock = trio.Lock()
+        self._welcomes, self._welcomed = trio.open_memory_channel[Welcome](1)
+        self._authenticator = BatchAuthenticator(link.session.batch_key, journals.own.journal.origin)
 
     async def _send(self, message: Tails | Batch | Goodbye) -> None:
         # A peer that does not read must not hold this conduit for ever.
-        async with self._send_lock:
+        async with self._frame_lock:
             with trio.fail_after(self._config.idle_timeout_s):
                 await self._link.send(message)
 
@@ -221,27 +230,50 @@ class _Sender:
             await self._send(Tails({self._log.journal: self._log.tails}, self._wall_clock.now_us()))
             await trio.sleep(self._config.idle_timeout_s / 3)
 
-    async def send_batches(self, reader: LogReader) -> None:
-        """Send everything durable beyond the peer's cursors, then wait for more."""
-        read_bytes = self._config.batch_bytes_max * min(READ_AHEAD_SHARDS, self._log.shard_count)
+    async def pass_on_former(self, welcome: Welcome, nursery: trio.Nursery) -> None:
+        """Send the journals that the peer holds to be former ones, beside the own: those that are here, and that come."""
         while True:
-            blocks = await reader.read(bytes_max=read_bytes)
-            if not blocks:
-                await self._log.wait_beyond(reader.position)
-                continue
-            for block in cut_batches(blocks, batch_bytes_max=self._config.batch_bytes_max):
-                while not self._progress.has_room():
-                    await self._room.wait()
-                self._record.throttled_s += await take_turn(self._limiter, self._record.site.site_id, len(block.body))
-                await self._send_batch(block)
+            for journal, log in sorted(self._journals.replicas.items(), key=lambda item: item[0]):
+                current = welcome.current.get(journal.origin)
+                if current in (None, journal.incarnation) or journal in self._progress.sent or not any(log.tails):
+                    continue
+                if trio.current_time() < self._record.held_back_until_s.get(journal, 0.0):
+                    continue
+                # The peer may have more of it than is here: from another peer, or because it is its own.
+                start = tuple(map(min, cursor_of(welcome.received, journal, log.shard_count), log.tails))
+                self._progress.begin(journal, start, is_shared=True)
+                nursery.start_soon(self.send_journal, log, start)
+            with trio.move_on_after(FORMER_POLL_S):
+                welcome = await self._welcomed.receive()
 
-    async def _send_batch(self, block: Block) -> None:
-        if not self._progress.batches_in_flight:
-            self._record.last_ack_at_s = trio.current_time()
-        batch_seq = self._progress.send(block)
-        origin, incarnation = self._log.journal
-        tag = self._authenticator.sign_body(origin, batch_seq, block.body)
-        await self._send(Batch(origin, incarnation, batch_seq, block.first_seq, block.last_seq, tag, block))
+    async def send_journal(self, log: EntryLog, start: tuple[int, ...]) -> None:
+        """Send everything durable of one journal beyond the peer's cursors, then wait for more."""
+        reader = log.reader(start)
+        read_bytes = self._config.batch_bytes_max * min(READ_AHEAD_SHARDS, log.shard_count)
+        try:
+            while True:
+                blocks = await reader.read(bytes_max=read_bytes)
+                if not blocks:
+                    await log.wait_beyond(reader.position)
+                    continue
+                for block in cut_batches(blocks, batch_bytes_max=self._config.batch_bytes_max):
+                    throttled_s = await take_turn(self._limiter, self._record.site.site_id, len(block.body))
+                    self._record.throttled_s += throttled_s
+                    await self._send_batch(log.journal, block)
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.close()
+
+    async def _send_batch(self, journal: JournalId, block: Block) -> None:
+        # Whoever waits for the lock is served in turn, so that no journal's backlog starves another's.
+        async with self._batch_lock:
+            while not self._progress.has_room():
+                await self._room.wait()
+            if not self._progress.batches_in_flight:
+                self._record.last_ack_at_s = trio.current_time()
+            batch_seq = self._progress.send(journal, block)
+            tag = self._authenticator.sign_body(journal.origin, batch_seq, block.body)
+            await self._send(Batch(*journal, batch_seq, block.first_seq, block.last_seq, tag, block))
 
     async def receive_acks(self) -> None:
         """Move the send cursor on the peer's acks, until it says goodbye or the connection ends."""
@@ -250,22 +282,29 @@ class _Sender:
                 message = await self._link.receive()
             match message:
                 case Ack(received=received, applied=applied, pressure_ms=pressure_ms):
-                    seqs = cursor_of(received, self._log.journal, self._log.shard_count)
                     # The peer answers tails as well: only what covers a batch shows that anything moves.
-                    gained = self._progress.ack(seqs)
+                    gained = self._progress.ack(received)
                     if gained or not self._progress.batches_in_flight:
                         self._record.last_ack_at_s = trio.current_time()
-                    self._record.note_acked(trio.current_time(), self._progress.acked)
-                    if gained:
+                    acked = self._progress.acked[self._log.journal]
+                    if acked != self._record.acked:
                         self._outage.stamps_taken()
+                    self._record.note_acked(trio.current_time(), acked)
                     self._record.pressure_ms = pressure_ms
                     self._record.note_cursors(received=received, applied=applied)
                     self._room.notify()
+                case Nack(origin=origin, incarnation=incarnation) if (origin, incarnation) != self._log.journal:
+                    # Nothing that another site once wrote may keep this site's own entries from the peer.
+                    held = JournalId(origin, incarnation)
+                    self._record.held_back_until_s[held] = trio.current_time() + HELD_BACK_S
+                    raise ProtocolViolation(f"nack_{message.code}", f"journal {held}: {message.detail}")
                 case Nack(code="clock_drift", detail=detail):
                     raise _StampsRefused(detail)
                 case Nack(code=code, detail=detail):
                     # Whatever it was, both sides begin again from the receiver's cursors.
                     raise ProtocolViolation(f"nack_{code}", detail)
+                case Welcome():
+                    await self._welcomes.send(message)
                 case Goodbye():
                     return
                 case _:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from claudefs_repl.auth_ratelimit import AuthRateLimiter, Blocked
 from claudefs_repl.error import PeerRefused
+from claudefs_repl.journal import Incarnation, SiteId
 from claudefs_repl.topology import RateLimitConfig, SiteConfig
 from nodes.link import Link, dial
 from nodes.seams import Entropy
@@ -61,6 +63,7 @@ class Dialing:
         keys: the ring as it is now; a reload replaces it.
         limiter: of this site's own attempts, by peer.
         live: every authenticated link of this site, in both directions.
+        learn: told of the incarnation that a peer's handshake has proved.
     """
 
     identity: LocalIdentity
@@ -70,6 +73,7 @@ class Dialing:
     timeout_s: float
     limiter: AuthRateLimiter
     live: LiveLinks = field(default_factory=LiveLinks)
+    learn: Callable[[SiteId, Incarnation], None] = lambda origin, incarnation: None
 
     async def dial(self, peer: SiteConfig, role: Role) -> Link:
         """Connect to a peer in a role.
@@ -103,7 +107,12 @@ class Dialing:
             await link.aclose()
             raise PeerRefused("key_retired", "the key was retired while this site dialled")
         self.live.add(link)
+        self.has_met(link)
         return link
+
+    def has_met(self, link: Link) -> None:
+        """Take note of what a handshake, in either direction, has proved of a peer."""
+        self.learn(link.session.peer, link.session.peer_incarnation)
 
 
 def _is_loopback(address: str) -> bool:

@@ -7,11 +7,12 @@ seconds old, which only widens what recovery can tell from a torn tail.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import WorldError
-from claudefs_repl.journal import SiteId
+from claudefs_repl.journal import Incarnation, SiteId
 from nodes.seams import Storage
 from nodes.snapshots import cursors_from_json, cursors_to_json
 
@@ -26,10 +27,12 @@ class Evidence:
     Attributes:
         durable: of every journal, what was durable here or, of the own one, anywhere.
         acked: what each peer has acknowledged of the own journal: the lag of a peer that is down after a restart.
+        current: the incarnation of each origin that was last met.
     """
 
     durable: Cursors = field(default_factory=dict)
     acked: dict[SiteId, tuple[int, ...]] = field(default_factory=dict)
+    current: Mapping[SiteId, Incarnation] = field(default_factory=dict)
 
 
 async def read_evidence(storage: Storage) -> Evidence:
@@ -44,7 +47,8 @@ async def read_evidence(storage: Storage) -> Evidence:
     try:
         value = json.loads(content)
         acked = {SiteId(int(site)): tuple(map(int, seqs)) for site, seqs in value["acked"].items()}
-        return Evidence(cursors_from_json(value["durable"]), acked)
+        current = {SiteId(int(site)): Incarnation(int(text, 16)) for site, text in value.get("current", {}).items()}
+        return Evidence(cursors_from_json(value["durable"]), acked, current)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{EVIDENCE_FILE} cannot be read ({error!r}); restore it from a copy, or remove it") from error
 
@@ -59,5 +63,6 @@ async def write_evidence(storage: Storage, evidence: Evidence) -> None:
         "format": FORMAT,
         "durable": cursors_to_json(evidence.durable),
         "acked": {str(site): list(evidence.acked[site]) for site in sorted(evidence.acked)},
+        "current": {str(site): f"{evidence.current[site]:016x}" for site in sorted(evidence.current)},
     }
     await storage.replace_file(EVIDENCE_FILE, json.dumps(value).encode())

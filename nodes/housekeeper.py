@@ -13,6 +13,7 @@ from claudefs_repl.checkpoint import Cursors, cursor_of, join
 from claudefs_repl.error import DiskFull
 from claudefs_repl.fanout import retention_floor
 from claudefs_repl.health import LagSample
+from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import SiteId
 from claudefs_repl.stability import StableFrontier
 from claudefs_repl.topology import JournalConfig
@@ -83,6 +84,7 @@ class Housekeeper:
         config: JournalConfig,
         shard_count: int,
         journals: Journals,
+        incarnations: Incarnations,
         store: SqliteStore,
         peers: Mapping[SiteId, PeerRecord],
         gate: WriteGate,
@@ -96,6 +98,7 @@ class Housekeeper:
         self._limit = config.retention_max_bytes
         self._shard_count = shard_count
         self._journals = journals
+        self._incarnations = incarnations
         self._store = store
         self._peers = peers
         self._gate = gate
@@ -149,7 +152,7 @@ class Housekeeper:
             if len(record.acked) == self._shard_count and not record.ahead:
                 acked[site_id] = record.acked
                 durable[own] = join(durable[own], record.acked)
-        evidence = Evidence(durable, acked)
+        evidence = Evidence(durable, acked, self._incarnations.current)
         if evidence != self._written:
             await write_evidence(self._storage, evidence)
             self._written = evidence
@@ -213,6 +216,7 @@ class Housekeeper:
                 snapshot=self._snapshot.applied,
                 peers=told,
                 cut_off=beyond,
+                is_former=self._incarnations.is_former(log.journal),
             )
             if freed := await log.trim(floor):
                 self.stats.trimmed_bytes += freed

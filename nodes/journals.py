@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import trio
+
+from claudefs_repl.block import Block
 from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.conduit import beyond
 from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from nodes.entry_log import EntryLog
@@ -54,7 +59,7 @@ class LogSettings:
 
 
 class Journals:
-    """The logs by journal. Each log has one appending task: the journal writer, or the receiver of that peer.
+    """The logs by journal. The own log has one appending task, the journal writer; replicas grow through `append`.
 
     Attributes:
         own: this site's log.
@@ -68,6 +73,8 @@ class Journals:
         self._entropy = entropy
         self.own = own
         self.replicas: dict[JournalId, EntryLog] = {}
+        self._creating = trio.Lock()
+        self._appending: dict[JournalId, trio.Lock] = {}
         self.replica_grew = Wakeup()
 
     @classmethod
@@ -105,15 +112,31 @@ class Journals:
             PeerRefused: the peer has made too many.
             DiskFull: there is no room for a segment.
         """
-        log = self.replicas.get(journal)
-        if log is None:
-            if sum(other.origin == journal.origin for other in self.replicas) >= JOURNALS_OF_ORIGIN_MAX:
-                raise PeerRefused(
-                    "too_many_journals", f"site {journal.origin} has begun {JOURNALS_OF_ORIGIN_MAX} journals already"
-                )
-            log = await self._settings.create(self._storage, journal, self._entropy)
-            self.replicas[journal] = log
-        return log
+        async with self._creating:
+            log = self.replicas.get(journal)
+            if log is None:
+                if sum(other.origin == journal.origin for other in self.replicas) >= JOURNALS_OF_ORIGIN_MAX:
+                    raise PeerRefused(
+                        "too_many_journals",
+                        f"site {journal.origin} has begun {JOURNALS_OF_ORIGIN_MAX} journals already",
+                    )
+                log = await self._settings.create(self._storage, journal, self._entropy)
+                self.replicas[journal] = log
+            return log
+
+    async def append(self, log: EntryLog, blocks: Sequence[Block]) -> list[Block]:
+        """Make what a replica does not have yet of some blocks durable in it; returns that.
+
+        Several peers may pass on the same former journal at once: they append one after another, each what is new by then.
+
+        Raises:
+            DiskFull, SyncFailed, OSError: as `EntryLog.append`.
+        """
+        async with self._appending.setdefault(log.journal, trio.Lock()):
+            new = beyond(blocks, log.tails)
+            await log.append(new)
+        self.replica_grew.notify()
+        return new
 
     def all(self) -> tuple[EntryLog, ...]:
         """Every log, the own one first, the others by journal."""

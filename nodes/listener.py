@@ -141,6 +141,7 @@ class Listener:
                     await link.send(Goodbye(refusal.code, refusal.detail, refusal.wait_ms))
                 return
             self._dialing.live.add(link)
+            self._dialing.has_met(link)
             record = self._peers[session.peer]
             record.called_at_s = trio.current_time()
             record.came_back.notify()

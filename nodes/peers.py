@@ -8,6 +8,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.conduit import SendProgress
 from claudefs_repl.cursor_history import CursorHistory
 from claudefs_repl.health import ConduitState, LagHistory
+from claudefs_repl.journal import JournalId
 from claudefs_repl.stability import Word
 from claudefs_repl.topology import SiteConfig
 from nodes.wakeup import Wakeup
@@ -20,14 +21,16 @@ class PeerRecord:
     Attributes:
         site: its configuration.
         conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, acked_history,
-            pressure_ms, ahead, throttled_s, stamps_refused: by the conduit's sender (times are Trio's monotonic seconds;
-            last_ack_at_s is when an ack last covered a batch, or nothing was in flight; acked_history is None before the
-            first contact; throttled_s is the time that batches to this peer have waited at the rate limiter since the
-            start; stamps_refused is why the peer takes no entries of this site, if that is because of their stamps).
-        inbound_connected, stamps_beyond_us: by the conduit's receiver (how far beyond the allowed drift the entries are that
-            this site refuses from the peer, None if it refuses none).
+            pressure_ms, ahead, throttled_s, stamps_refused, held_back_until_s: by the conduit's sender. Times are Trio's
+            monotonic seconds; last_ack_at_s is when an ack last covered a batch, or nothing was in flight; acked_history is
+            None before the first contact; throttled_s is the time that batches to this peer have waited at the rate limiter
+            since the start; stamps_refused is why the peer takes no entries of this site, if that is because of their
+            stamps; held_back_until_s is when a former journal that the peer refused is tried again.
+        inbound_connected, stamps_beyond_us: by the conduit's receiver; the latter is how far beyond the allowed drift the
+            entries are that this site refuses from the peer, None if it refuses none.
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
-        first_tails: by the health prober: where the peer's journals ended when it was first reached.
+        first_tails, first_received: by the health prober: where the peer's journals ended, and what it held of all journals,
+            when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
             whose disk was wiped says less than before, and that is the truth.
         mode_told, pong_at_s, rtt_ms, clock_offset_us, word: by the health prober, from pongs.
@@ -47,11 +50,13 @@ class PeerRecord:
     ahead: bool = False
     throttled_s: float = 0.0
     stamps_refused: str | None = None
+    held_back_until_s: dict[JournalId, float] = field(default_factory=dict)
     inbound_connected: bool = False
     stamps_beyond_us: int | None = None
     came_back: Wakeup = field(default_factory=Wakeup)
     called_at_s: float = float("-inf")
     first_tails: Cursors | None = None
+    first_received: Cursors = field(default_factory=dict)
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)
     mode_told: str | None = None

@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import ConfigInvalid, DiskFull, WalCorrupted, WorldError
+from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
@@ -32,6 +33,7 @@ class Recovered:
     """A site's durable state, ready to serve."""
 
     journals: Journals
+    incarnations: Incarnations
     store: SqliteStore
     snapshot: Snapshot | None
     replayed: int
@@ -82,6 +84,7 @@ async def recover(
     else:
         for log in journals.all():
             _log_recovery(log.journal, log.recovered, logger)
+    incarnations = Incarnations(own, evidence.current)
     snapshot = await newest_snapshot(storage)
     store = await _open_store(site, storage, journals, snapshot, cluster.shards, rebuild=rebuild)
     _check_not_ahead(site, store, journals)
@@ -108,7 +111,7 @@ async def recover(
     if replayed:
         duration_ms = round((trio.current_time() - started_s) * 1000)
         logger.info("view_rebuilt" if rebuild else "replayed", entries=replayed, duration_ms=duration_ms)
-    return Recovered(journals, store, snapshot, replayed, evidence.acked)
+    return Recovered(journals, incarnations, store, snapshot, replayed, evidence.acked)
 
 
 async def read_identity(cluster: ClusterConfig, site: SiteConfig, storage: Storage) -> JournalId | None:

@@ -228,10 +228,12 @@ class _Site:
             entropy=self._entropy,
             timeout_s=config.handshake_timeout_s,
             limiter=AuthRateLimiter(dialer_limits(limits)),
+            learn=recovered.incarnations.learn,
         )
         admission = Admission(limits, [record.site.address for record in self._peers.values()])
         receiving = Receiving(
             journals=journals,
+            incarnations=recovered.incarnations,
             store=store,
             config=config,
             limiter=AuthRateLimiter(limits),
@@ -265,6 +267,7 @@ class _Site:
             config=self._cluster.journal,
             shard_count=self._cluster.shards,
             journals=journals,
+            incarnations=recovered.incarnations,
             store=store,
             peers=self._peers,
             gate=self._gate,
@@ -442,7 +445,7 @@ class _Site:
         return lambda: run_conduit_sender(
             dialing=running.dialing,
             record=record,
-            log=running.recovered.journals.own,
+            journals=running.recovered.journals,
             config=self._cluster.replication,
             limiter=running.sending,
             gate=self._gate,
@@ -518,6 +521,15 @@ class _Site:
         told = (record.first_tails for record in self._peers.values() if record.stamps_beyond_us is None)
         if not all(covers(applied, tails) for tails in told if tails is not None):
             return False
+        # What a former journal had is nobody's to tell but who holds it; this site's own former ones are among them.
+        for record in self._peers.values():
+            former = {
+                journal: seqs
+                for journal, seqs in record.first_received.items()
+                if recovered.incarnations.is_former(journal)
+            }
+            if not covers(applied, former):
+                return False
         # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
         held = (cursor_of(record.received, own.journal, own.shard_count) for record in self._peers.values())
         return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)

@@ -5,7 +5,7 @@ number take one byte each. Nothing is nested; nothing may follow.
 
 | no. | message | fields                                                                                    |
 |-----|---------|-------------------------------------------------------------------------------------------|
-| 1   | Welcome | received C, applied C, mode                                                               |
+| 1   | Welcome | received C, applied C, mode, current I                                                    |
 | 2   | Tails   | tails C, wall_us                                                                          |
 | 3   | Batch   | source_site_id, incarnation, batch_seq, first_seq, last_seq, tag (bin), block (bin 32)    |
 | 4   | Ack     | batch_seq, received C, applied C, pressure_ms                                             |
@@ -16,8 +16,9 @@ number take one byte each. Nothing is nested; nothing may follow.
 | 9   | Reply   | query_id, ok, last, result (bin)                                                          |
 | 10  | Goodbye | code, detail, wait_ms                                                                     |
 
-C is a cursor vector: bin, as `checkpoint.encode_cursors` writes it. Site ids are 1 to SITE_ID_MAX, incarnations are
-unsigned 64-bit, shards 0 to SHARDS_MAX - 1, every other integer 0 to 2^63 - 1 (a Batch's batch_seq and seqs from 1).
+C is a cursor vector: bin, as `checkpoint.encode_cursors` writes it; I is bin, as `checkpoint.encode_incarnations` does.
+Site ids are 1 to SITE_ID_MAX, incarnations are unsigned 64-bit, shards 0 to SHARDS_MAX - 1, every other integer 0 to
+2^63 - 1 (a Batch's batch_seq and seqs from 1).
 `mode` is the value of a `SiteMode`, `code` and `method` are words, `detail` is a short line of text, `ok` and `last`
 are booleans.
 """
@@ -25,7 +26,7 @@ are booleans.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,7 +34,13 @@ import msgpack
 
 from claudefs_repl.batch_auth import TAG_BYTES, BatchTag
 from claudefs_repl.block import BLOCK_BYTES_MAX, Block
-from claudefs_repl.checkpoint import Cursors, decode_cursors, encode_cursors
+from claudefs_repl.checkpoint import (
+    Cursors,
+    decode_cursors,
+    decode_incarnations,
+    encode_cursors,
+    encode_incarnations,
+)
 from claudefs_repl.error import ProtocolViolation
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import SHARDS_MAX, SITE_ID_MAX, Incarnation, Shard, SiteId
@@ -52,11 +59,19 @@ _MODES = frozenset(mode.value for mode in SiteMode)
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Listener to dialler, first on a conduit: the cursors of all journals that it holds, which are the truth."""
+    """Listener to dialler, first on a conduit: the cursors of all journals that it holds, which are the truth.
+
+    It comes again on the same conduit when `current` has changed.
+
+    Attributes:
+        current: for each origin that the listener knows, itself included, the incarnation that it holds to be the current
+            one: of every other incarnation of these origins it takes entries from any peer.
+    """
 
     received: Cursors
     applied: Cursors
     mode: str
+    current: Mapping[SiteId, Incarnation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,8 @@ class Batch:
     """Entries of one journal and shard, first_seq to last_seq, which are the block's.
 
     Attributes:
-        source_site_id: the site that sends it; the tag covers it.
+        source_site_id: the origin of the journal, which is the site that sends it unless the receiver holds the journal's
+            incarnation to be a former one; the tag covers it.
         incarnation: of the journal that the entries are from.
         batch_seq: counts the batches of a conduit from 1.
         block: after decoding, a view of the frame that it came in.
@@ -325,6 +341,7 @@ _DETAIL = _Kind(_is_detail, encode=cut_detail, decode=cut_detail)
 _NACK_CODE = _Kind(lambda value: type(value) is str and value in NACK_CODES)
 _BOOL = _Kind(lambda value: type(value) is bool)
 _CURSORS = _Kind(_binary(4, CURSORS_BYTES_MAX), encode=_encode_cursors, decode=decode_cursors)
+_INCARNATIONS = _Kind(_binary(0, 16 * SITE_ID_MAX), encode=encode_incarnations, decode=decode_incarnations)
 _TAG = _Kind(_binary(TAG_BYTES, TAG_BYTES), encode=lambda tag: tag.bytes, decode=BatchTag)
 _ARGS = _Kind(_binary(0, ARGS_BYTES_MAX))
 _RESULT = _Kind(_binary(0, RESULT_BYTES_MAX))
@@ -337,7 +354,7 @@ def _schema(cls: type[Any], *kinds: _Kind) -> tuple[Callable[..., Any], _Schema]
 
 
 _SCHEMAS: dict[int, tuple[Any, _Schema]] = {
-    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE),
+    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE, _INCARNATIONS),
     2: _schema(Tails, _CURSORS, _COUNT),
     3: _schema(Batch, _SITE, _INCARNATION, _FROM_ONE, _FROM_ONE, _FROM_ONE, _TAG, _BLOCK),
     4: _schema(Ack, _COUNT, _CURSORS, _CURSORS, _COUNT),

@@ -35,3 +35,10 @@ def test_a_cut_off_peer_no_longer_counts():
 def test_an_origin_does_not_hold_its_own_replica():
     """The site that a journal is from has it, whatever it told."""
     assert floor({OWN: (4, 4)}, {1: {}, 2: {OWN: (3, 5)}}) == (3, 4)
+
+
+def test_a_former_journal_is_kept_for_its_origin_too():
+    """A site that lost a former journal of its own gets it back from its peers: they keep it until it has it."""
+    assert floor({OWN: (4, 4)}, {1: {}, 2: {OWN: (3, 5)}}, is_former=True) == (0, 0)
+    assert floor({OWN: (4, 4)}, {1: {OWN: (2, 9)}, 2: {OWN: (3, 5)}}, is_former=True) == (2, 4)
+    assert floor({OWN: (4, 4)}, {1: {}, 2: {OWN: (3, 5)}}, is_former=True, cut_off=[1]) == (3, 4)

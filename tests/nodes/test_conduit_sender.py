@@ -34,9 +34,10 @@ BLOCK = Block.build(shard=0, first_seq=1, rows=[ROW], seen=encode_cursors({}, SH
 class Log:
     """A journal of one block."""
 
-    journal, shard_count, tails, position = JOURNAL, SHARDS, (1,), 1
+    shard_count, tails, position = SHARDS, (1,), 1
 
-    def __init__(self):
+    def __init__(self, journal=JOURNAL):
+        self.journal = journal
         self.blocks = []
 
     def reader(self, after):
@@ -58,33 +59,37 @@ class Log:
 class PlayedLink:
     """A conduit on which the peer answers each message by a function."""
 
-    def __init__(self, answer):
+    def __init__(self, answer, current):
         self.answer = answer
+        self.current = current
         self.session = SimpleNamespace(batch_key=BatchAuthKey(bytes(32)))
         self.sends, self.receives = trio.open_memory_channel(10)
 
     async def send(self, message):
-        if (answer := self.answer(message)) is not None:
-            await self.sends.send(answer)
+        answers = self.answer(message)
+        for one in answers if isinstance(answers, list) else [answers]:
+            if one is not None:
+                await self.sends.send(one)
 
     async def expect(self, kind):
         await trio.lowlevel.checkpoint()
-        return Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value)
+        return Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, self.current)
 
     async def receive(self):
         return await self.receives.receive()
 
 
 class Dialing:
-    def __init__(self, answer):
+    def __init__(self, answer, current):
         self.answer = answer
+        self.current = current
         self.dialled_at_s = []
         self.live = self
 
     async def dial(self, peer, role):
         await trio.lowlevel.checkpoint()
         self.dialled_at_s.append(trio.current_time())
-        return PlayedLink(self.answer)
+        return PlayedLink(self.answer, self.current)
 
     async def close(self, link):
         await trio.lowlevel.checkpoint()
@@ -92,14 +97,14 @@ class Dialing:
 
 @pytest.fixture
 def start(tmp_path, nursery):
-    def start(answer):
-        dialing = Dialing(answer)
+    def start(answer, replicas=(), current=None):
+        dialing = Dialing(answer, current or {})
         record = PeerRecord(SiteConfig("beta", SiteId(2), "127.0.0.2", 1, Path("beta")))
         nursery.start_soon(
             lambda: run_conduit_sender(
                 dialing=dialing,
                 record=record,
-                log=Log(),
+                journals=SimpleNamespace(own=Log(), replicas={log.journal: log for log in replicas}),
                 config=ReplicationConfig(reconnect_min_s=0.1, reconnect_max_s=5.0, idle_timeout_s=15.0),
                 limiter=AuthRateLimiter(RateLimitConfig()),
                 gate=WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
@@ -161,3 +166,76 @@ async def test_a_refusal_for_stamps_is_kept_until_the_peer_takes_entries(start, 
     assert record.stamps_refused is None
     events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert events.count("stamps_refused") == events.count("stamps_accepted") == 1
+
+
+FORMER = [JournalId(SiteId(site), Incarnation(9)) for site in (1, 2, 3)]
+CURRENT = {SiteId(1): JOURNAL.incarnation, SiteId(2): Incarnation(2), SiteId(3): Incarnation(3)}
+
+
+def taking(received):
+    """A peer that takes and acknowledges each batch, and notes whose it was."""
+
+    def answer(message):
+        if not isinstance(message, Batch):
+            return None
+        received.append(JournalId(message.source_site_id, message.incarnation))
+        return Ack(message.batch_seq, dict.fromkeys(received, (1,)), {}, 0)
+
+    return answer
+
+
+async def test_former_journals_are_passed_on_beside_the_own_to_their_origin_too(start, autojump_clock):
+    """Own former ones, those of others and the peer's own: each once, with its origin as the batch's source."""
+    received = []
+    _, record = start(taking(received), [Log(journal) for journal in FORMER], CURRENT)
+    await trio.sleep(1)
+    assert sorted(received) == sorted([JOURNAL, *FORMER])
+    assert record.acked == (1,)
+
+
+async def test_what_the_peer_does_not_hold_to_be_former_is_not_passed_on(start, autojump_clock):
+    """Neither the current journal of another site nor one of a site that the peer has not met."""
+    received = []
+    replicas = [Log(JournalId(SiteId(2), Incarnation(2))), Log(JournalId(SiteId(4), Incarnation(9)))]
+    start(taking(received), replicas, CURRENT)
+    await trio.sleep(60)
+    assert set(received) == {JOURNAL}
+
+
+async def test_what_becomes_former_while_the_conduit_is_up_is_passed_on(start, autojump_clock):
+    """The peer's second welcome says so; what comes to this site later is found as well."""
+    received, taken = [], None
+    replica = Log(FORMER[2])
+
+    def answer(message):
+        if isinstance(message, Batch):
+            return [taken(message), Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, CURRENT)]
+        return None
+
+    taken = taking(received)
+    late = Log(FORMER[1])
+    late.tails = (0,)
+    start(answer, [replica, late])
+    await trio.sleep(1)
+    assert received == [JOURNAL, FORMER[2]]
+    late.tails = (1,)
+    await trio.sleep(10)
+    assert received == [JOURNAL, FORMER[2], FORMER[1]]
+
+
+async def test_a_former_journal_that_the_peer_refuses_keeps_nothing_else_from_it(start, autojump_clock):
+    """The own entries go on; the refused journal is tried again a minute later, and nothing is said of this site's clock."""
+    received, refused = [], []
+
+    def answer(message):
+        if isinstance(message, Batch) and message.incarnation == FORMER[2].incarnation:
+            refused.append(trio.current_time())
+            return Nack(message.batch_seq, "clock_drift", *FORMER[2], 0, 1, 0, "")
+        return taking(received)(message)
+
+    _, record = start(answer, [Log(FORMER[2])], CURRENT)
+    await trio.sleep(100)
+    assert record.stamps_refused is None
+    assert record.acked == (1,)
+    assert len(refused) == 2
+    assert refused[1] - refused[0] >= 60

@@ -22,6 +22,7 @@ from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.error import DiskFull, PeerRefused, ProtocolViolation
 from claudefs_repl.failover import SiteMode
+from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
 from nodes.conduit_receiver import Receiving, serve_conduit
@@ -42,6 +43,7 @@ from protocol.messages import Ack, Batch, Nack, Tails, Welcome, encode_message
 CLUSTER, SHARDS = "hostile", 2
 A, B, C = SiteId(1), SiteId(2), SiteId(3)
 JOURNAL = JournalId(A, Incarnation(0xA1))
+OTHERS = JournalId(C, Incarnation(0xC1))
 SECRETS = {(d, i): bytes([16 * d + i]) * 32 for d in (A, B, C) for i in (A, B, C) if d != i}
 GENEROUS = RateLimitConfig(max_auth_attempts_per_minute=1_000_000)
 QUICK = ReplicationConfig(handshake_timeout_s=0.5, idle_timeout_s=2.0)
@@ -57,10 +59,10 @@ def identity(site, **changes):
     return replace(LocalIdentity(CLUSTER, SHARDS, site, incarnation), **changes)
 
 
-def block(first=1, count=3, shard=0):
+def block(first=1, count=3, shard=0, origin=A, at_us=1000):
     payload = b"\x93\x01\x00\xc4\x01x"
     rows = [
-        NewRow(1000 + seq, Op.WRITE, 5, payload, entry_crc32(seq, shard, A, 1000 + seq, 5, Op.WRITE, payload))
+        NewRow(at_us + seq, Op.WRITE, 5, payload, entry_crc32(seq, shard, origin, at_us + seq, 5, Op.WRITE, payload))
         for seq in range(first, first + count)
     ]
     return Block.build(shard=shard, first_seq=first, rows=rows, seen=encode_cursors({}, SHARDS))
@@ -74,6 +76,7 @@ class Site:
         self.gate = receiving.gate
         self.limiter = receiving.limiter
         self.journals = journals
+        self.incarnations = receiving.incarnations
         self.admission = admission
         self._events = events
         self.record = record
@@ -132,10 +135,12 @@ async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
         is_new=True,
         evidence={},
     )
+    incarnations = Incarnations(journals.own.journal, {})
     store = await SqliteStore.open(tmp_path / "view.sqlite", shard_count=SHARDS)
     admission = Admission(limits, peer_addresses)
     receiving = Receiving(
         journals=journals,
+        incarnations=incarnations,
         store=store,
         config=QUICK,
         limiter=AuthRateLimiter(RateLimitConfig(max_batches_per_second=100_000)),
@@ -158,7 +163,15 @@ async def serve(tmp_path, nursery, limits, peer_addresses=("127.0.0.1",)):
 
     listener = Listener(
         site=config,
-        dialing=Dialing(identity(B), config.address, ring(B), os.urandom, 5.0, AuthRateLimiter(GENEROUS)),
+        dialing=Dialing(
+            identity(B),
+            config.address,
+            ring(B),
+            os.urandom,
+            5.0,
+            AuthRateLimiter(GENEROUS),
+            learn=incarnations.learn,
+        ),
         config=QUICK,
         admission=admission,
         peers=records,
@@ -342,6 +355,89 @@ async def test_a_stamp_beyond_the_drift_is_refused(site):
     assert (await link.expect(Nack)).code == "clock_drift"
     assert site.received() == (0, 0)
     assert site.record.stamps_beyond_us > 0
+
+
+def former_batch(link, batch_seq=1, what=None, journal=OTHERS):
+    return batch(link, batch_seq, what or block(origin=journal.origin), journal.origin, journal.incarnation)
+
+
+async def test_a_former_journal_is_taken_from_any_peer(site):
+    """What a site wrote before it began another journal comes from whoever holds it, beside that one's own entries."""
+    site.incarnations.learn(C, Incarnation(0xC2))
+    link = await site.dial()
+    assert (await link.expect(Welcome)).current == {A: JOURNAL.incarnation, B: 0xB0 + B, C: 0xC2}
+    await link.send(former_batch(link))
+    ack = await link.expect(Ack)
+    assert ack.received[OTHERS] == (3, 0) == site.journals.replicas[OTHERS].tails
+    await link.send(batch(link, 2))
+    assert (await link.expect(Ack)).received[JOURNAL] == (3, 0)
+    await link.send(former_batch(link, 3))
+    assert (await link.expect(Ack)).received == {OTHERS: (3, 0), JOURNAL: (3, 0)}
+    assert "duplicate_dropped" in site.events()
+    await link.aclose()
+
+
+@pytest.mark.parametrize("known", [None, 0xC1])
+async def test_a_current_journal_is_taken_from_its_own_site_alone(site, known):
+    """Another's journal is refused while it is, for all that this site knows, the one that the other writes now."""
+    if known is not None:
+        site.incarnations.learn(C, Incarnation(known))
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(former_batch(link))
+    assert await closed(link)
+    assert "not_its_journal" in site.codes()
+    assert OTHERS not in site.journals.replicas
+
+
+async def test_this_sites_own_journal_is_taken_from_nobody(site):
+    """Only a former journal of its own does a site get back; what it writes now nobody adds to."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(former_batch(link, journal=site.journals.own.journal))
+    assert await closed(link)
+    assert "not_its_journal" in site.codes()
+    assert site.journals.own.tails == (0, 0)
+
+
+async def test_several_peers_may_pass_on_the_same_former_journal(site):
+    """Each is acknowledged; of every entry one copy is kept."""
+    former = JournalId(B, Incarnation(1))
+    links = [await site.dial(), await site.dial(who=identity(C), keys=ring(C))]
+    for link in links:
+        await link.expect(Welcome)
+    for link, first, count in [(links[0], 1, 3), (links[1], 1, 5), (links[0], 4, 4)]:
+        number = 2 if first > 1 else 1
+        await link.send(former_batch(link, number, block(first, count, origin=B), former))
+        while (await link.expect(Ack)).received.get(former, (0, 0))[0] < first + count - 1:
+            pass
+    log = site.journals.replicas[former]
+    reader = log.reader((0, 0))
+    blocks = await reader.read(bytes_max=1 << 20)
+    await reader.close()
+    assert [seq for one in blocks for seq in range(one.first_seq, one.last_seq + 1)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_a_peer_learns_on_a_conduit_that_is_up_which_journals_have_become_former(site):
+    """When another site comes back with a new journal, the welcome comes again before the next ack."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    site.incarnations.learn(C, Incarnation(0xC2))
+    await link.send(Tails({JOURNAL: (0, 0)}, 0))
+    assert (await link.expect(Welcome)).current[C] == 0xC2
+    await link.expect(Ack)
+
+
+async def test_stamps_of_a_former_journal_that_are_too_far_ahead_are_not_held_against_the_peer(site):
+    """The refusal names the journal, and nothing is said of the clock of the one who passed it on."""
+    site.incarnations.learn(C, Incarnation(0xC2))
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(former_batch(link, 1, block(origin=C, at_us=1 << 51)))
+    await link.expect(Ack)
+    nack = await link.expect(Nack)
+    assert (nack.code, nack.origin, nack.incarnation, nack.wanted_seq) == ("clock_drift", C, 0xC1, 1)
+    assert site.record.stamps_beyond_us is None
 
 
 async def test_a_refusal_for_the_drift_is_over_when_entries_of_the_peer_are_taken(site):
