@@ -23,7 +23,7 @@ from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
 from nodes.seams import WallClock
 from nodes.store.sqlite_store import SqliteStore
-from nodes.write_gate import DISK_FULL, WriteGate
+from nodes.write_gate import DISK_FULL, LACKS_LOG, WriteGate, remedy_anew
 from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
 
 QUEUE_MAX = 16
@@ -198,11 +198,28 @@ class _Session:
                     case Tails(tails=tails):
                         if any(journal.origin != self._link.session.peer for journal in tails):
                             raise ProtocolViolation("not_its_journal", "tails of another site's journal")
+                        self._record.note_tails(tails)
+                        self._note_log(None)
                         await queue.send(_AckNow())
+                    case Goodbye(code="needs_bootstrap", detail=detail):
+                        self._note_log(detail)
+                        raise LinkClosed(detail)
                     case Goodbye():
                         raise LinkClosed
                     case _:
                         raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit")
+
+    def _note_log(self, lacks_log: str | None) -> None:
+        """Whether the peer can send what this site lacks, and if not, why: then no clients may write here."""
+        record, gate = self._record, self._receiving.gate
+        name = record.site.name
+        if lacks_log is None:
+            gate.open(f"{LACKS_LOG}:{name}")
+        elif gate.close(
+            f"{LACKS_LOG}:{name}",
+            f"site {name} no longer holds what this site lacks ({lacks_log}); {remedy_anew(gate.site, name)}",
+        ):
+            self._receiving.logger.error("bootstrap_needed", peer=name, detail=lacks_log)
 
     async def _wait_turn(self, byte_count: int, queue: trio.MemorySendChannel[_Item]) -> None:
         """Wait until a batch may pass; nothing is read meanwhile, so the sender is told that we are still here."""

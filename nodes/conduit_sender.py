@@ -25,9 +25,10 @@ from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
 from nodes.seams import WallClock
 from nodes.wakeup import Wakeup
-from nodes.write_gate import PEER_AHEAD, WriteGate
+from nodes.write_gate import PEER_AHEAD, WriteGate, remedy_anew
 from protocol.handshake import Role
 from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
+from protocol.words import cut_detail
 
 READ_AHEAD_SHARDS = 4
 """Shards lie interleaved in the log: reading so many batches' worth at once fills the batches of each shard."""
@@ -76,25 +77,7 @@ async def run_conduit_sender(
         else:
             began_s = trio.current_time()
             try:
-                await _run_session(link, record, journals, config, limiter, wall_clock, outage)
-            except PeerRefused as refusal:
-                outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
-                retry_s = refusal.wait_ms / 1000
-            except _StampsRefused as refused:
-                record.stamps_refused = str(refused)
-                outage.note(ConduitState.REFUSED, "stamps_refused", str(refused))
-                retry_s = config.reconnect_max_s
-            except GapInLog as gap:
-                record.cut_off = True
-                outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", str(gap))
-                retry_s = config.reconnect_max_s
-            except _PeerAhead as ahead:
-                record.ahead = True
-                outage.note(ConduitState.REFUSED, "peer_ahead_of_origin", str(ahead))
-                gate.close(PEER_AHEAD, f"{ahead}; put back the newest copy of its data directory")
-                retry_s = config.reconnect_max_s
-            except LINK_ERRORS as error:
-                outage.note(ConduitState.BACKOFF, "conduit_closed", describe_failure(error), direction="out")
+                retry_s = await _use_link(link, record, journals, config, limiter, gate, wall_clock, outage)
             finally:
                 record.connected_at_s = None
                 record.progress = None
@@ -105,6 +88,51 @@ async def run_conduit_sender(
         retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
         await _wait_to_retry(record, retry_s)
         pause_s = min(config.reconnect_max_s, pause_s * 2)
+
+
+async def _use_link(
+    link: Link,
+    record: PeerRecord,
+    journals: Journals,
+    config: ReplicationConfig,
+    limiter: AuthRateLimiter,
+    gate: WriteGate,
+    wall_clock: WallClock,
+    outage: _Outage,
+) -> float:
+    """Send over a conduit that is up until it ends, and note why; the seconds to pause at least."""
+    try:
+        await _run_session(link, record, journals, config, limiter, wall_clock, outage)
+    except PeerRefused as refusal:
+        outage.note(ConduitState.REFUSED, "conduit_refused", refusal.detail, code=refusal.code)
+        return refusal.wait_ms / 1000
+    except _StampsRefused as refused:
+        record.stamps_refused = str(refused)
+        outage.note(ConduitState.REFUSED, "stamps_refused", str(refused))
+        return config.reconnect_max_s
+    except GapInLog as gap:
+        record.cut_off = True
+        detail = f"{gap}; {remedy_anew(record.site.name, gate.site)}"
+        outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", detail)
+        await _tell_of_gap(link, gap, config)
+        return config.reconnect_max_s
+    except _PeerAhead as ahead:
+        record.ahead = True
+        outage.note(ConduitState.REFUSED, "peer_ahead_of_origin", str(ahead))
+        remedy = remedy_anew(gate.site, record.site.name)
+        gate.close(PEER_AHEAD, f"{ahead}; put back the newest copy of its data directory, or {remedy}")
+        return config.reconnect_max_s
+    except LINK_ERRORS as error:
+        outage.note(ConduitState.BACKOFF, "conduit_closed", describe_failure(error), direction="out")
+    return 0.0
+
+
+async def _tell_of_gap(link: Link, gap: GapInLog, config: ReplicationConfig) -> None:
+    try:
+        with trio.fail_after(config.idle_timeout_s):
+            await link.send(Goodbye("needs_bootstrap", cut_detail(str(gap))))
+    except LINK_ERRORS:
+        return
 
 
 async def _wait_to_retry(record: PeerRecord, retry_s: float) -> None:

@@ -112,7 +112,9 @@ class Dialing:
 
     def has_met(self, link: Link) -> None:
         """Take note of what a handshake, in either direction, has proved of a peer."""
-        self.learn(link.session.peer, link.session.peer_incarnation)
+        # A site that bootstraps asks under an incarnation that it has not begun yet, and may never begin.
+        if link.session.role is not Role.QUERY:
+            self.learn(link.session.peer, link.session.peer_incarnation)
 
 
 def _is_loopback(address: str) -> bool:

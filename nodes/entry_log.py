@@ -77,13 +77,24 @@ class EntryLog:
         shard_count: int,
         segment_bytes: int,
         entropy: Entropy,
+        after: tuple[int, ...] = (),
     ) -> EntryLog:
         """A new log, durable with its directory. A log without entries that is there already is taken over.
 
+        Args:
+            storage: where it will be.
+            journal: whose entries it will hold.
+            cluster_id: of the cluster.
+            shard_count: of the cluster.
+            segment_bytes: the size of its segments.
+            entropy: for their salt.
+            after: for each shard the last seq that it will never hold, as if it had been trimmed; empty for none.
+
         Raises:
-            CallerError: there is such a log, and it has entries.
+            CallerError: there is such a log, and it has entries or begins elsewhere.
             DiskFull: there is no room for a segment.
         """
+        after = after or (0,) * shard_count
         log = await cls.open(
             storage=storage,
             journal=journal,
@@ -91,10 +102,11 @@ class EntryLog:
             shard_count=shard_count,
             segment_bytes=segment_bytes,
             entropy=entropy,
+            after=after,
         )
-        if any(log.tails):
+        if log.tails != after:
             await log.close()
-            raise CallerError(f"{log._identity.directory}: this log exists already and has entries")
+            raise CallerError(f"{log._identity.directory}: this log exists already, and ends at {log.tails}")
         return log
 
     @classmethod
@@ -108,6 +120,7 @@ class EntryLog:
         segment_bytes: int,
         entropy: Entropy,
         evidence: tuple[int, ...] = (),
+        after: tuple[int, ...] = (),
     ) -> EntryLog:
         """Recover a log: what it holds is synced, and a torn tail cut, before this returns.
 
@@ -119,6 +132,7 @@ class EntryLog:
             segment_bytes: the size of segments made from now on.
             entropy: for the salt of new segments.
             evidence: for each shard a seq that some saved cursor says was durable here; empty if none does.
+            after: where a log that has no segment yet begins, as for `create`.
 
         Raises:
             WalCorrupted: what was durable is damaged or missing. Nothing on the disk was changed.
@@ -131,6 +145,8 @@ class EntryLog:
         await storage.make_dir(identity.directory)
         file = await recovery.repair()
         if file is None:
+            if after:
+                recovery.next_seqs = [seq + 1 for seq in after]
             segment, file = await make_segment(
                 storage,
                 identity,

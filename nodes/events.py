@@ -65,6 +65,19 @@ EVENTS: Mapping[str, EventKind] = {
     "clock_out_of_bounds": EventKind("error", "the clock disagrees with most peers: no client writes", "reason"),
     "clock_in_bounds": EventKind("info", "it agrees again"),
     "clock_drift_over": EventKind("info", "a peer's stamps are no longer too far ahead", "peer"),
+    "bootstrap_started": EventKind("info", "the site is being made anew from a peer's snapshot", "peer journal"),
+    "entries_lost": EventKind(
+        "error", "peers were told of them, and nobody holds them any more", "journal shard first_seq last_seq"
+    ),
+    "entry_not_journaled_again": EventKind(
+        "warning", "an entry that no peer had no longer fits the tree; a file keeps it", "journal shard seq reason"
+    ),
+    "bootstrapped": EventKind(
+        "info", "the site is made anew, with a new journal", "peer journal fetched_bytes journaled_again refused"
+    ),
+    "bootstrap_needed": EventKind(
+        "error", "a peer no longer holds what this site lacks: no client writes", "peer detail"
+    ),
     "peer_ahead_of_origin": EventKind("error", "a peer holds more of this journal than its site", "peer detail"),
     "peer_needs_bootstrap": EventKind("error", "a peer is behind what the log still holds", "peer detail"),
     "peer_cut_off": EventKind("error", "nothing is kept for a peer any more", "peer log_bytes limit_bytes"),

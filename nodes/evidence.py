@@ -28,11 +28,13 @@ class Evidence:
         durable: of every journal, what was durable here or, of the own one, anywhere.
         acked: what each peer has acknowledged of the own journal: the lag of a peer that is down after a restart.
         current: the incarnation of each origin that was last met.
+        told: the highest tails that peers have told of their own journals: what they say is gone after a lost disk.
     """
 
     durable: Cursors = field(default_factory=dict)
     acked: dict[SiteId, tuple[int, ...]] = field(default_factory=dict)
     current: Mapping[SiteId, Incarnation] = field(default_factory=dict)
+    told: Cursors = field(default_factory=dict)
 
 
 async def read_evidence(storage: Storage) -> Evidence:
@@ -48,7 +50,7 @@ async def read_evidence(storage: Storage) -> Evidence:
         value = json.loads(content)
         acked = {SiteId(int(site)): tuple(map(int, seqs)) for site, seqs in value["acked"].items()}
         current = {SiteId(int(site)): Incarnation(int(text, 16)) for site, text in value.get("current", {}).items()}
-        return Evidence(cursors_from_json(value["durable"]), acked, current)
+        return Evidence(cursors_from_json(value["durable"]), acked, current, cursors_from_json(value.get("told", {})))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{EVIDENCE_FILE} cannot be read ({error!r}); restore it from a copy, or remove it") from error
 
@@ -63,6 +65,7 @@ async def write_evidence(storage: Storage, evidence: Evidence) -> None:
         "format": FORMAT,
         "durable": cursors_to_json(evidence.durable),
         "acked": {str(site): list(evidence.acked[site]) for site in sorted(evidence.acked)},
+        "told": cursors_to_json(evidence.told),
         "current": {str(site): f"{evidence.current[site]:016x}" for site in sorted(evidence.current)},
     }
     await storage.replace_file(EVIDENCE_FILE, json.dumps(value).encode())

@@ -123,10 +123,13 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
         record.first_received = pong.received
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
     record.word = Word(pong.applied, pong.tails)
+    record.note_tails(pong.tails)
     record.note_cursors(received=pong.received, applied=pong.applied)
 
 
-async def serve_probe(link: Link, view: Callable[[], SelfView], wall_clock: WallClock, idle_s: float) -> None:
+async def serve_probe(
+    link: Link, record: PeerRecord, view: Callable[[], SelfView], wall_clock: WallClock, idle_s: float
+) -> None:
     """Answer a peer's pings until it goes away or says nothing for a while."""
     try:
         while True:
@@ -134,6 +137,7 @@ async def serve_probe(link: Link, view: Callable[[], SelfView], wall_clock: Wall
                 ping = await link.receive()
             if not isinstance(ping, Ping):
                 raise ProtocolViolation("unexpected", f"{type(ping).__name__} on a probe")
+            record.note_tails(ping.tails)
             mine = view()
             pong = Pong(
                 ping_id=ping.ping_id,

@@ -9,8 +9,8 @@ from pathlib import Path
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.checkpoint import Cursors, cursor_of, join
-from claudefs_repl.error import DiskFull
+from claudefs_repl.checkpoint import Cursors, covers, cursor_of, join
+from claudefs_repl.error import CallerError, DiskFull
 from claudefs_repl.fanout import retention_floor
 from claudefs_repl.health import LagSample
 from claudefs_repl.incarnations import Incarnations
@@ -23,7 +23,7 @@ from nodes.evidence import Evidence, write_evidence
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.seams import Storage
-from nodes.snapshots import Snapshot, take_snapshot
+from nodes.snapshots import Snapshot, read_snapshot, take_snapshot
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
 
@@ -38,6 +38,9 @@ FORGET_S = 0.1
 """A tenth of each round at most goes to forgetting, so that it never holds writers up for long."""
 START_ROOM_BYTES = 512 * 1024
 """What a start writes before anything can be trimmed: the store's shared index and the first pages of its WAL, log lines."""
+HOLD_S = 600.0
+"""A snapshot that a peer fetches is kept for so long after each of its questions: ten minutes without one is a peer that
+has gone away, and begins again."""
 STALLED_S = 10.0
 """A connected link that has lag and no ack for so long is an event of its own."""
 
@@ -106,6 +109,8 @@ class Housekeeper:
         self._keeper = keeper
         self._logger = logger
         self._bytes_at_snapshot = 0 if snapshot is None else self._applied_bytes(snapshot.applied)
+        self._snapshotting = trio.Lock()
+        self._held_until_s: dict[str, float] = {}
         self._stalled: set[SiteId] = set()
         self._written = Evidence()
         self._frontier = StableFrontier(peers)
@@ -134,7 +139,8 @@ class Housekeeper:
                     await self._store.make_durable()
                 applied_bytes = self._applied_bytes(self._store.applied)
                 if applied_bytes - self._bytes_at_snapshot >= self._config.snapshot_every_bytes:
-                    await self._take_snapshot()
+                    async with self._snapshotting:
+                        await self._take_snapshot()
                 await self._trim()
                 if await self._keeper.keep_within_limit():
                     # What was kept for these conflicts alone goes with the next sweep.
@@ -152,7 +158,8 @@ class Housekeeper:
             if len(record.acked) == self._shard_count and not record.ahead:
                 acked[site_id] = record.acked
                 durable[own] = join(durable[own], record.acked)
-        evidence = Evidence(durable, acked, self._incarnations.current)
+        told = {journal: seqs for record in self._peers.values() for journal, seqs in record.told.items()}
+        evidence = Evidence(durable, acked, self._incarnations.current, told)
         if evidence != self._written:
             await write_evidence(self._storage, evidence)
             self._written = evidence
@@ -174,9 +181,36 @@ class Housekeeper:
             elif not stalled:
                 self._stalled.discard(site_id)
 
+    async def snapshot_covering(self, needs: Cursors, *, begun: object = None) -> Snapshot:
+        """A local snapshot that has applied what is needed; it is held as `hold` says.
+
+        That named `begun` is the first choice, because a part of it was fetched already; then the newest; else a new one.
+
+        Raises:
+            CallerError: this site itself has not applied that much.
+            DiskFull: there is no room for a new one.
+        """
+        async with self._snapshotting:
+            kept = await read_snapshot(self._storage, begun) if isinstance(begun, str) and begun.isdigit() else None
+            if kept is not None and covers(kept.applied, needs):
+                self.hold(kept.name)
+                return kept
+            if self._snapshot is None or not covers(self._snapshot.applied, needs):
+                if not covers(self._store.applied, needs):
+                    raise CallerError("this site has not applied yet what the other sites' logs no longer hold")
+                await self._take_snapshot()
+            assert self._snapshot is not None
+            self.hold(self._snapshot.name)
+            return self._snapshot
+
+    def hold(self, name: str) -> None:
+        """Keep a snapshot for a while although newer ones come: a peer fetches it."""
+        self._held_until_s[name] = trio.current_time() + HOLD_S
+
     async def _take_snapshot(self) -> None:
         started_s = trio.current_time()
-        snapshot = await take_snapshot(self._storage, self._root, self._store)
+        self._held_until_s = {name: until_s for name, until_s in self._held_until_s.items() if until_s > started_s}
+        snapshot = await take_snapshot(self._storage, self._root, self._store, keep=self._held_until_s)
         # Logs are cut below it next: the store itself must not fall behind that when the power goes.
         await self._store.make_durable()
         self._snapshot = snapshot

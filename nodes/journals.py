@@ -30,8 +30,10 @@ class LogSettings:
     shard_count: int
     segment_bytes: int
 
-    async def create(self, storage: Storage, journal: JournalId, entropy: Entropy) -> EntryLog:
-        """A new, empty log."""
+    async def create(
+        self, storage: Storage, journal: JournalId, entropy: Entropy, *, after: tuple[int, ...] = ()
+    ) -> EntryLog:
+        """A new, empty log; what is up to `after` it will never hold."""
         return await EntryLog.create(
             storage=storage,
             journal=journal,
@@ -39,6 +41,7 @@ class LogSettings:
             shard_count=self.shard_count,
             segment_bytes=self.segment_bytes,
             entropy=entropy,
+            after=after,
         )
 
     async def open(self, storage: Storage, journal: JournalId, entropy: Entropy, evidence: Cursors) -> EntryLog:

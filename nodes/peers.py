@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.checkpoint import Cursors, join
 from claudefs_repl.conduit import SendProgress
 from claudefs_repl.cursor_history import CursorHistory
 from claudefs_repl.health import ConduitState, LagHistory
@@ -33,6 +33,7 @@ class PeerRecord:
             when it was first reached.
         received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
             whose disk was wiped says less than before, and that is the truth.
+        told: the highest tails that the peer has ever told of its own journals; they only grow.
         mode_told, pong_at_s, rtt_ms, clock_offset_us, word: by the health prober, from pongs.
         lag, cut_off: by the housekeeper.
     """
@@ -59,6 +60,7 @@ class PeerRecord:
     first_received: Cursors = field(default_factory=dict)
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)
+    told: dict[JournalId, tuple[int, ...]] = field(default_factory=dict)
     mode_told: str | None = None
     pong_at_s: float | None = None
     rtt_ms: float | None = None
@@ -73,6 +75,12 @@ class PeerRecord:
         if self.acked_history is None:
             self.acked_history = CursorHistory(at_s, acked)
         self.acked_history.note(at_s, acked)
+
+    def note_tails(self, tails: Cursors) -> None:
+        """Take what the peer tells of where its own journals end; what it tells of others' is nothing to remember."""
+        for journal, seqs in tails.items():
+            if journal.origin == self.site.site_id:
+                self.told[journal] = join(self.told.get(journal, seqs), seqs)
 
     def note_cursors(self, *, received: Cursors, applied: Cursors) -> None:
         """Take what the peer just told of some journals' durable cursors and of all applied ones."""

@@ -12,11 +12,11 @@ from structlog.typing import FilteringBoundLogger
 from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import ConfigInvalid, DiskFull, WalCorrupted, WorldError
 from claudefs_repl.incarnations import Incarnations
-from claudefs_repl.journal import Incarnation, JournalId, SiteId
+from claudefs_repl.journal import Incarnation, JournalId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
 from nodes.entry_log import GapInLog
-from nodes.evidence import read_evidence
+from nodes.evidence import Evidence, read_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
 from nodes.seams import Entropy, Storage
 from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
@@ -37,7 +37,7 @@ class Recovered:
     store: SqliteStore
     snapshot: Snapshot | None
     replayed: int
-    acked: dict[SiteId, tuple[int, ...]]
+    evidence: Evidence
 
     async def close(self) -> None:
         """Close the store and the logs."""
@@ -79,7 +79,7 @@ async def recover(
         evidence=evidence.durable,
     )
     if is_new:
-        await _write_identity(storage, cluster, site, own, is_ready=True)
+        await write_identity(storage, cluster, site, own, is_ready=True)
         logger.info("journal_created", journal=str(own))
     else:
         for log in journals.all():
@@ -111,7 +111,7 @@ async def recover(
     if replayed:
         duration_ms = round((trio.current_time() - started_s) * 1000)
         logger.info("view_rebuilt" if rebuild else "replayed", entries=replayed, duration_ms=duration_ms)
-    return Recovered(journals, incarnations, store, snapshot, replayed, evidence.acked)
+    return Recovered(journals, incarnations, store, snapshot, replayed, evidence)
 
 
 async def read_identity(cluster: ClusterConfig, site: SiteConfig, storage: Storage) -> JournalId | None:
@@ -160,16 +160,17 @@ async def _begin_journal(cluster: ClusterConfig, site: SiteConfig, storage: Stor
     for leftover in (JOURNALS_DIR, SNAPSHOTS_DIR, STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
         await storage.remove(leftover)
     own = JournalId(site.site_id, Incarnation(int.from_bytes(entropy(8), "big")))
-    await _write_identity(storage, cluster, site, own, is_ready=False)
+    await write_identity(storage, cluster, site, own, is_ready=False)
     return own
 
 
 _THING = {"format": "format version", "cluster_id": "cluster", "site_id": "site", "shards": "shard count"}
 
 
-async def _write_identity(
+async def write_identity(
     storage: Storage, cluster: ClusterConfig, site: SiteConfig, own: JournalId, *, is_ready: bool
 ) -> None:
+    """Tell whose data directory this is; until it is ready, a start begins again."""
     identity = {
         "format": FORMAT,
         "cluster_id": cluster.cluster_id,

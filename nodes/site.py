@@ -12,6 +12,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 import trio
@@ -29,6 +30,8 @@ from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
+from nodes.bootstrap_build import finish_switch
+from nodes.bootstrap_source import BootstrapSource
 from nodes.client_service import ClientService
 from nodes.clock_watch import ClockWatch
 from nodes.conduit_receiver import Receiving, serve_conduit
@@ -79,6 +82,7 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     storage = DiskStorage(site.data_dir)
     await storage.lock(LOCK_NAME)
     try:
+        await finish_switch(storage)
         # Before a line is logged: the directory, and the log in it, may be another site's.
         await read_identity(cluster, site, storage)
         wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
@@ -105,6 +109,7 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
         raise ConfigInvalid([f"{site.data_dir}: site {site_name} has no data there, so there is nothing to rebuild"])
     await storage.lock(LOCK_NAME)
     try:
+        await finish_switch(storage)
         if await read_identity(cluster, site, storage) is None:
             raise ConfigInvalid([f"{site.data_dir}: site {site_name} has never run there: nothing to rebuild"])
         wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
@@ -143,6 +148,7 @@ class _Running:
     applier: Applier
     housekeeper: Housekeeper
     status: SiteStatus
+    source: BootstrapSource
     clients: ClientService
     writes: trio.MemorySendChannel[WriteRequest]
     requests: trio.MemoryReceiveChannel[WriteRequest]
@@ -276,6 +282,14 @@ class _Site:
             logger=self._logger,
         )
         queries = PeerQueries(dialing)
+        source = BootstrapSource(
+            storage=self._storage,
+            shard_count=self._cluster.shards,
+            journals=journals,
+            store=store,
+            housekeeper=housekeeper,
+            wall_clock=self._wall_clock,
+        )
         status = SiteStatus(
             cluster=self._cluster,
             site=self._site,
@@ -344,6 +358,7 @@ class _Site:
             applier=applier,
             housekeeper=housekeeper,
             status=status,
+            source=source,
             clients=clients,
             writes=writes,
             requests=requests,
@@ -352,7 +367,8 @@ class _Site:
     async def _serve(self, running: _Running) -> None:
         await running.manager.register_site(self._site.site_id, initial=SiteMode.STANDBY_READ_ONLY)
         for site_id, record in self._peers.items():
-            record.acked = running.recovered.acked.get(site_id, ())
+            record.acked = running.recovered.evidence.acked.get(site_id, ())
+            record.note_tails(running.recovered.evidence.told)
         pinned = await read_pinned_mode(self._storage)
         if pinned is not None:
             await running.manager.force_mode(self._site.site_id, pinned, pin=True)
@@ -478,10 +494,12 @@ class _Site:
             await serve_conduit(link, record, running.receiving)
 
         async def probe(link: Link, record: PeerRecord) -> None:
-            await serve_probe(link, lambda: self._view(running.recovered), self._wall_clock, config.idle_timeout_s)
+            view = partial(self._view, running.recovered)
+            await serve_probe(link, record, view, self._wall_clock, config.idle_timeout_s)
 
         async def query(link: Link, record: PeerRecord) -> None:
-            await serve_queries(link, running.status.peer_handlers(), config.idle_timeout_s)
+            handlers = {**running.status.peer_handlers(), **running.source.peer_handlers(record)}
+            await serve_queries(link, handlers, config.idle_timeout_s)
 
         listener = Listener(
             site=self._site,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def cursors_from_json(value: dict[str, list[int]]) -> dict[JournalId, tuple[int,
     return {JournalId.parse(key): tuple(seqs) for key, seqs in value.items()}
 
 
-async def take_snapshot(storage: Storage, root: Path, store: SqliteStore) -> Snapshot:
-    """Copy the store, sync it, note its digest; older snapshots go afterwards, never before."""
+async def take_snapshot(
+    storage: Storage, root: Path, store: SqliteStore, *, keep: Container[str] = frozenset()
+) -> Snapshot:
+    """Copy the store, sync it, note its digest; older snapshots go afterwards, never before, but for those to keep."""
     older = await storage.names(SNAPSHOTS_DIR)
     number = 1 + max((int(name) for name in older if name.isdigit()), default=0)
     name = f"{number:012d}"
@@ -58,10 +61,9 @@ async def take_snapshot(storage: Storage, root: Path, store: SqliteStore) -> Sna
     await storage.make_dir(directory)
     applied = await store.snapshot_to(root / directory / STORE_NAME)
     await storage.sync_dir(directory)
-    snapshot = Snapshot(name, applied, await _sha256(storage, f"{directory}/{STORE_NAME}"))
-    manifest = {"format": FORMAT, "sha256": snapshot.sha256, "applied": cursors_to_json(applied)}
-    await storage.replace_file(f"{directory}/{MANIFEST_NAME}", json.dumps(manifest, indent=1).encode())
-    for old in older:
+    snapshot = Snapshot(name, applied, await sha256_of(storage, f"{directory}/{STORE_NAME}"))
+    await write_manifest(storage, snapshot)
+    for old in (name for name in older if name not in keep):
         await storage.remove(f"{SNAPSHOTS_DIR}/{old}")
     return snapshot
 
@@ -69,16 +71,35 @@ async def take_snapshot(storage: Storage, root: Path, store: SqliteStore) -> Sna
 async def newest_snapshot(storage: Storage) -> Snapshot | None:
     """The newest finished snapshot, None if there is none; unfinished ones have no manifest and do not count."""
     for name in reversed(await storage.names(SNAPSHOTS_DIR)):
-        content = await storage.read_file(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME}")
-        if content is None:
-            continue
-        try:
-            manifest = json.loads(content)
-            if manifest["format"] == FORMAT:
-                return Snapshot(name, cursors_from_json(manifest["applied"]), manifest["sha256"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorldError(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME} is not a manifest: {error}") from error
+        snapshot = await read_snapshot(storage, name)
+        if snapshot is not None:
+            return snapshot
     return None
+
+
+async def read_snapshot(storage: Storage, name: str) -> Snapshot | None:
+    """The finished snapshot of a name, None if there is none.
+
+    Raises:
+        WorldError: its manifest cannot be understood.
+    """
+    content = await storage.read_file(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME}")
+    if content is None:
+        return None
+    try:
+        manifest = json.loads(content)
+        if manifest["format"] == FORMAT:
+            return Snapshot(name, cursors_from_json(manifest["applied"]), manifest["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorldError(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME} is not a manifest: {error}") from error
+    return None
+
+
+async def write_manifest(storage: Storage, snapshot: Snapshot) -> None:
+    """Finish a snapshot whose store is there and synced."""
+    manifest = {"format": FORMAT, "sha256": snapshot.sha256, "applied": cursors_to_json(snapshot.applied)}
+    path = f"{SNAPSHOTS_DIR}/{snapshot.name}/{MANIFEST_NAME}"
+    await storage.replace_file(path, json.dumps(manifest, indent=1).encode())
 
 
 async def restore_snapshot(storage: Storage, snapshot: Snapshot, target: str) -> None:
@@ -88,7 +109,7 @@ async def restore_snapshot(storage: Storage, snapshot: Snapshot, target: str) ->
         WorldError: the copy is not what was written. The site's store is as it was.
         DiskFull: there is no room for both. The site's store is as it was.
     """
-    if await _sha256(storage, snapshot.store_path) != snapshot.sha256:
+    if await sha256_of(storage, snapshot.store_path) != snapshot.sha256:
         raise WorldError(f"{snapshot.store_path} is damaged: its SHA-256 is not the one in its manifest")
     temporary = f"{target}.restoring"
     await storage.remove(temporary)
@@ -103,7 +124,8 @@ async def remove_store(storage: Storage, target: str) -> None:
         await storage.remove(name)
 
 
-async def _sha256(storage: Storage, path: str) -> str:
+async def sha256_of(storage: Storage, path: str) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     file = await storage.open(path)
     try:

@@ -10,6 +10,12 @@ from claudefs_repl.failover import SiteMode
 DISK_FULL = "disk_full"
 PEER_AHEAD = "peer_ahead"
 CLOCK = "clock"
+LACKS_LOG = "lacks_log"
+
+
+def remedy_anew(site: str, peer: str) -> str:
+    """What to do with a site that cannot go on as it is."""
+    return f"stop it and make it anew with: claudefs-repl bootstrap {site} --from {peer}"
 
 
 class WriteGate:
@@ -18,12 +24,13 @@ class WriteGate:
     Owned by the site; the failover actor sets the mode, the disk's users and the conduits close and open it by name.
 
     Attributes:
+        site: the site's name.
         mode: the site's own.
         pinned: whether an operator holds the mode.
     """
 
     def __init__(self, site: str, mode: SiteMode) -> None:
-        self._site = site
+        self.site = site
         self._reasons: dict[str, str] = {}
         self.mode = mode
         self.pinned = False
@@ -59,15 +66,15 @@ class WriteGate:
             NotWritable: with the site, the reason and the remedy.
         """
         for reason in self._reasons.values():
-            raise NotWritable(f"site {self._site} takes no writes: {reason}")
+            raise NotWritable(f"site {self.site} takes no writes: {reason}")
         if not self.mode.is_writable and self.pinned:
             raise NotWritable(
-                f"site {self._site} is {self.mode.value} and takes no writes: an operator holds that mode; release it with: "
-                f"claudefs-repl mode {self._site} --release"
+                f"site {self.site} is {self.mode.value} and takes no writes: an operator holds that mode; release it with: "
+                f"claudefs-repl mode {self.site} --release"
             )
         if not self.mode.is_writable:
             raise NotWritable(
-                f"site {self._site} is {self.mode.value} and takes no writes; it becomes writable by itself once it "
+                f"site {self.site} is {self.mode.value} and takes no writes; it becomes writable by itself once it "
                 f"has caught up, watch it with: claudefs-repl status --watch"
             )
 
@@ -78,4 +85,4 @@ class WriteGate:
             NotWritable: the site is offline.
         """
         if not self.mode.is_readable:
-            raise NotWritable(f"site {self._site} is {self.mode.value} and serves no reads; see: claudefs-repl status")
+            raise NotWritable(f"site {self.site} is {self.mode.value} and serves no reads; see: claudefs-repl status")

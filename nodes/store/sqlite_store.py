@@ -28,6 +28,7 @@ from nodes.store.forgetting import Forgetting, Forgotten
 from nodes.store.judge import Watched
 from nodes.store.keeping import GivenUp, GivingUp
 from nodes.store.local import LocalFold, LocalRequest, StampSource, WriteData
+from nodes.store.refold import OldEntry, Refold, refold
 from nodes.store.retry import RetryReport, retry_letters
 from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
 from nodes.store.validate import fold_local
@@ -337,6 +338,10 @@ class StoreTransaction:
     async def retry_dead_letters(self, after: EntryKey | None, only: DeadLetter | None) -> RetryReport:
         """Fold a page of dead letters in, as far as they can be applied now (`nodes.store.retry`)."""
         return await self._run(lambda fold: retry_letters(fold, after, only))
+
+    async def refold(self, entries: Sequence[OldEntry], source: StampSource, numbers: dict[int, int]) -> Refold:
+        """Fold entries of a closed journal as new local operations (`nodes.store.refold`)."""
+        return await self._run(lambda fold: refold(fold, entries, source, numbers))
 
     async def commit(self) -> None:
         """Make state and applied cursors visible together; the transaction is over.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from claudefs_repl.error import CallerError
 from claudefs_repl.wal import HEADER_BYTES
-from nodes.entry_log import EntryLog
+from nodes.entry_log import EntryLog, GapInLog
 
 
 async def test_a_new_log_is_empty(lab):
@@ -16,6 +17,24 @@ async def test_a_new_log_is_empty(lab):
     assert log.bytes_on_disk == HEADER_BYTES + 1500
     assert (log.journal, log.shard_count) == (lab.JOURNAL, lab.SHARDS)
     assert await lab.read_all(log) == []
+
+
+async def test_a_log_can_begin_behind_what_it_will_never_hold(lab):
+    """It goes on from there, also after a restart; what is before counts as trimmed."""
+    disk, writer = lab.FakeStorage(), lab.Writer((7, 0))
+    log = await EntryLog.create(**lab.fields(disk), after=(7, 0))
+    assert (log.tails, log.firsts, log.position) == ((7, 0), (8, 1), 0)
+    await log.append([writer.block(0), writer.block(1)])
+    with pytest.raises(GapInLog):
+        log.reader((6, 0))
+    await log.close()
+    again = await EntryLog.open(**lab.fields(disk))
+    assert (again.tails, again.firsts) == ((8, 1), (8, 1))
+    rows = lab.rows_of(await lab.read_all(again, (7, 0)))
+    assert {shard: [row[0] for row in found] for shard, found in rows.items()} == {0: [8], 1: [1]}
+    await again.close()
+    with pytest.raises(CallerError, match="exists already"):
+        await EntryLog.create(**lab.fields(disk), after=(7, 0))
 
 
 async def test_blocks_of_a_group_are_one_write_and_one_sync(lab):

@@ -1,0 +1,99 @@
+"""Reincarnation: what a site that cannot go on as it was finds out from its peers, and what follows for its journals.
+
+Its old journal is closed at the highest seq that any peer holds. What it still has beyond that it journals again, under
+a new incarnation; what it has not either, although it once told of it, is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from claudefs_repl.checkpoint import Cursors, cursor_of, join
+from claudefs_repl.journal import JournalId, SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one peer holds.
+
+    Attributes:
+        journal: its own, current one.
+        received: of every journal, what is durable there.
+        firsts: of every journal, for each shard the seq of the first entry that its log still has.
+        told: of every journal of the asking site, the highest tails that this one ever told the peer.
+        timestamp_us: the greatest stamp that it has.
+    """
+
+    journal: JournalId
+    received: Cursors
+    firsts: Cursors
+    told: Cursors
+    timestamp_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostRange:
+    """Seqs of one shard that peers were told of and that nobody holds."""
+
+    journal: JournalId
+    shard: int
+    first_seq: int
+    last_seq: int
+
+
+def highest(vectors: Iterable[Cursors], journal: JournalId, shard_count: int) -> tuple[int, ...]:
+    """For each shard the highest seq of a journal in any of some vectors."""
+    found = (0,) * shard_count
+    for cursors in vectors:
+        found = join(found, cursor_of(cursors, journal, shard_count))
+    return found
+
+
+def to_close(own: JournalId | None, peers: Iterable[Holdings], closed: Iterable[JournalId]) -> list[JournalId]:
+    """A site's journals that have to be closed: that on its disk, and all that peers were told of.
+
+    Those that were closed before are left out: what nobody holds of them was journaled again, or told to be lost, then.
+    """
+    found = {journal for peer in peers for journal in peer.told}
+    return sorted((found | ({own} if own is not None else set())) - set(closed))
+
+
+def lost_ranges(
+    journal: JournalId, peers: Sequence[Holdings], has: tuple[int, ...], firsts: tuple[int, ...]
+) -> list[LostRange]:
+    """What is lost of a journal.
+
+    Args:
+        journal: one to be closed.
+        peers: what they hold and were told.
+        has: for each shard where the journal ends on the site's own disk, zeros if it is gone.
+        firsts: for each shard the first seq that the own disk still has.
+    """
+    shard_count = len(has)
+    held = highest((peer.received for peer in peers), journal, shard_count)
+    told = join(highest((peer.told for peer in peers), journal, shard_count), has)
+    ranges = []
+    for shard in range(shard_count):
+        # Of the own log only what follows what the peers hold is of use; a hole before it is lost as well.
+        upto = min(firsts[shard] - 1, told[shard]) if has[shard] >= firsts[shard] else told[shard]
+        if upto > held[shard]:
+            ranges.append(LostRange(journal, shard, held[shard] + 1, upto))
+        beyond = max(held[shard], has[shard])
+        if upto < told[shard] and told[shard] > beyond:
+            ranges.append(LostRange(journal, shard, beyond + 1, told[shard]))
+    return ranges
+
+
+def needed(peers: Mapping[SiteId, Holdings]) -> Cursors:
+    """What a snapshot must have applied so that the peers' logs go on from it.
+
+    A current journal comes from its own site alone, a former one from whoever reaches back furthest.
+    """
+    firsts: dict[JournalId, tuple[int, ...]] = {peer.journal: peer.firsts[peer.journal] for peer in peers.values()}
+    current = frozenset(firsts)
+    for peer in peers.values():
+        for journal, seqs in peer.firsts.items():
+            if journal not in current and sum(seqs) <= sum(firsts.get(journal, seqs)):
+                firsts[journal] = seqs
+    return {journal: tuple(seq - 1 for seq in seqs) for journal, seqs in firsts.items()}

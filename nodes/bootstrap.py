@@ -1,0 +1,248 @@
+"""Bootstrap: a site that is down is made anew from a peer's snapshot, under a new incarnation.
+
+One mechanism for every site that cannot go on as it was: its disk was lost, or restored from an old copy, or its peers no
+longer hold what it lacks, or it stamped too far ahead of the time. The peers go on meanwhile. Nothing of the old data
+changes until the new is whole on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from claudefs_repl.auth_ratelimit import AuthRateLimiter
+from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.health import clock_in_bounds, explain_clock
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
+from claudefs_repl.reincarnation import Holdings, LostRange, highest, lost_ranges, needed, to_close
+from claudefs_repl.topology import ClusterConfig, SiteConfig
+from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch
+from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot
+from nodes.bootstrap_old import OldLogs, read_closed
+from nodes.client import SiteUnreachable
+from nodes.dialing import Dialing, dialer_limits
+from nodes.entry_log import EntryLog
+from nodes.events import make_logger
+from nodes.journals import LogSettings
+from nodes.key_files import load_keys
+from nodes.queries import PeerQueries, PeerUnreachable
+from nodes.recovery import read_identity
+from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path
+from nodes.seams import Storage, WallClock
+from nodes.storage import DiskStorage
+from protocol.handshake import LocalIdentity
+
+
+async def bootstrap_site(
+    cluster: ClusterConfig, site_name: str, peer_name: str | None, without: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Make a stopped site anew; returns a report as `_report` makes it.
+
+    Args:
+        cluster: the configuration.
+        site_name: the site, whose keys are on this machine.
+        peer_name: whose snapshot; None for the reachable peer that holds most.
+        without: peers that need not answer.
+        progress: told how far the fetching is.
+
+    Raises:
+        CallerError: the site runs, or its clock is wrong.
+        SiteUnreachable: a peer does not answer.
+        WorldError: a disk or a peer did not do its part. The old data is as it was.
+    """
+    site = cluster.site(site_name)
+    storage = DiskStorage(site.data_dir)
+    keys = load_keys(cluster.key_file(site), site)
+    await storage.lock(LOCK_NAME)
+    try:
+        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
+        finished = await finish_switch(storage)
+        if finished is not None:
+            return finished
+        old = await read_identity(cluster, site, storage)
+        logger = make_logger(events_path(site), site.name, wall_clock)
+        incarnation = Incarnation(int.from_bytes(os.urandom(8), "big"))
+        identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, incarnation)
+        dialing = Dialing(
+            identity=identity,
+            local_address=site.address,
+            keys=keys,
+            entropy=os.urandom,
+            timeout_s=cluster.replication.handshake_timeout_s,
+            limiter=AuthRateLimiter(dialer_limits(cluster.rate_limit)),
+        )
+        own = JournalId(site.site_id, incarnation)
+        work = _Bootstrap(cluster, site, storage, PeerQueries(dialing), wall_clock, logger, own, old)
+        return await work.run(peer_name, without, progress)
+    finally:
+        storage.close()
+
+
+class _Bootstrap:
+    """One run."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        site: SiteConfig,
+        storage: Storage,
+        queries: PeerQueries,
+        wall_clock: WallClock,
+        logger: FilteringBoundLogger,
+        own: JournalId,
+        old: JournalId | None,
+    ) -> None:
+        self._cluster = cluster
+        self._site = site
+        self._storage = storage
+        self._queries = queries
+        self._wall_clock = wall_clock
+        self._logger = logger
+        self._own = own
+        self._old = old
+
+    async def run(self, peer_name: str | None, without: Sequence[str], progress: Progress) -> dict[str, Any]:
+        """From the first question to the switch."""
+        answers = await self._ask_all(without)
+        self._check_clock(answers.values())
+        peers = {site_id: answer.holdings for site_id, answer in answers.items()}
+        source = self._source(peer_name, peers)
+        self._logger.info("bootstrap_started", peer=source.name, journal=str(self._own))
+        shards = self._cluster.shards
+        fetch = await fetch_snapshot(self._queries, source, self._storage, needed(peers), shards, progress)
+        settings = LogSettings(self._cluster.cluster_id, shards, self._cluster.journal.segment_bytes)
+        old = await OldLogs.open(self._storage, settings, os.urandom, self._old)
+        try:
+            closed = await read_closed(self._storage)
+            closing = to_close(self._old, peers.values(), closed)
+            lost = self._lost(peers, closing, old.own)
+            plan = Plan(
+                cluster=self._cluster,
+                site=self._site,
+                settings=settings,
+                own=self._own,
+                closed=(*closed, *closing),
+                held=highest((peer.received for peer in peers.values()), self._old or self._own, shards),
+                floor_us=max(peer.timestamp_us for peer in peers.values()),
+                wall_us=self._wall_clock.now_us(),
+            )
+            built = await build(plan, self._storage, os.urandom, fetch, old)
+        finally:
+            await old.close()
+        report = self._report(source, without, fetch.size_bytes, built, lost, old.damage)
+        await begin_switch(self._storage, report)
+        await finish_switch(self._storage)
+        self._tell(report)
+        return report
+
+    async def _ask_all(self, without: Sequence[str]) -> dict[SiteId, Answer]:
+        """What each peer holds; all but those named must answer, because what only one holds would come twice."""
+        answers: dict[SiteId, Answer] = {}
+        silent: dict[str, str] = {}
+
+        async def ask(peer: SiteConfig) -> None:
+            try:
+                answers[peer.site_id] = await ask_holdings(self._queries, peer, self._cluster.shards, self._wall_clock)
+            except PeerUnreachable as error:
+                silent[peer.name] = str(error)
+
+        async with trio.open_nursery() as nursery:
+            for peer in self._cluster.peers_of(self._site.site_id):
+                nursery.start_soon(ask, peer)
+        missing = sorted(silent.keys() - set(without))
+        if missing:
+            options = " ".join(f"--without {name}" for name in missing)
+            raise SiteUnreachable(
+                "\n".join(silent[name] for name in missing) + f"\nstart them, or go on with: {options} "
+                f"(what only they hold of site {self._site.name} may then come twice)"
+            )
+        if not answers:
+            raise SiteUnreachable(f"site {self._site.name} has no peer that could be asked: there is nothing to be had")
+        return answers
+
+    def _check_clock(self, answers: Iterable[Answer]) -> None:
+        offsets_us = [answer.clock_offset_us for answer in answers]
+        limit_us = int(self._cluster.replication.max_clock_drift_s * 1e6)
+        if not clock_in_bounds(offsets_us, limit_us):
+            detail = explain_clock(offsets_us, limit_us)
+            raise ConfigInvalid([f"site {self._site.name} cannot begin anew: {detail}"])
+
+    def _source(self, peer_name: str | None, peers: Mapping[SiteId, Holdings]) -> SiteConfig:
+        if peer_name is None:
+            best = max(sorted(peers), key=lambda site_id: sum(map(sum, peers[site_id].received.values())))
+            return next(site for site in self._cluster.sites if site.site_id == best)
+        source = self._cluster.site(peer_name)
+        if source.site_id == self._site.site_id:
+            raise ConfigInvalid([f"--from {peer_name}: a site cannot begin anew from itself; name a peer"])
+        if source.site_id not in peers:
+            raise SiteUnreachable(f"--from {peer_name}: it does not answer; name a peer that does")
+        return source
+
+    def _lost(
+        self, peers: Mapping[SiteId, Holdings], closing: Sequence[JournalId], log: EntryLog | None
+    ) -> list[LostRange]:
+        shards = self._cluster.shards
+        ranges: list[LostRange] = []
+        for journal in closing:
+            here = log if log is not None and log.journal == journal else None
+            tails = (0,) * shards if here is None else here.tails
+            firsts = (1,) * shards if here is None else here.firsts
+            ranges += lost_ranges(journal, list(peers.values()), tails, firsts)
+        return ranges
+
+    def _report(
+        self,
+        source: SiteConfig,
+        without: Sequence[str],
+        fetched_bytes: int,
+        built: Built,
+        lost: Sequence[LostRange],
+        damage: Sequence[str],
+    ) -> dict[str, Any]:
+        """What the command prints, and the site's log keeps."""
+        return {
+            "site": self._site.name,
+            "from": source.name,
+            "without": list(without),
+            "fetched_bytes": fetched_bytes,
+            "journal": str(self._own),
+            "former_journal": None if self._old is None else str(self._old),
+            "damage": list(damage),
+            "journaled_again": built.journaled_again,
+            "refused": [
+                {"shard": one.entry.shard, "seq": one.entry.seq, "reason": one.reason} for one in built.refused
+            ],
+            "refused_file": str(self._site.data_dir / built.refused_file) if built.refused_file else None,
+            "lost": [{**asdict(one), "journal": str(one.journal)} for one in lost],
+        }
+
+    def _tell(self, report: Mapping[str, Any]) -> None:
+        for one in report["lost"]:
+            self._logger.error(
+                "entries_lost",
+                journal=one["journal"],
+                shard=one["shard"],
+                first_seq=one["first_seq"],
+                last_seq=one["last_seq"],
+            )
+        for one in report["refused"]:
+            self._logger.warning(
+                "entry_not_journaled_again",
+                journal=report["former_journal"],
+                shard=one["shard"],
+                seq=one["seq"],
+                reason=one["reason"],
+            )
+        self._logger.info(
+            "bootstrapped",
+            peer=report["from"],
+            journal=report["journal"],
+            fetched_bytes=report["fetched_bytes"],
+            journaled_again=report["journaled_again"],
+            refused=len(report["refused"]),
+        )

@@ -1,0 +1,54 @@
+"""What a site finds out from its peers before it begins anew, against a model of sets of seqs."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claudefs_repl.journal import JournalId
+from claudefs_repl.reincarnation import Holdings, LostRange, highest, lost_ranges, needed, to_close
+
+OLD, OLDER, ALPHA, GAMMA = JournalId(2, 7), JournalId(2, 5), JournalId(1, 1), JournalId(3, 3)
+
+
+def peer(journal=ALPHA, received=None, firsts=None, told=None):
+    return Holdings(journal, received or {}, firsts or {journal: (1, 1)}, told or {}, 0)
+
+
+def test_the_highest_is_over_all_peers_for_each_shard():
+    """Of one shard one peer has most, of another another."""
+    assert highest([{OLD: (5, 1)}, {OLD: (2, 9)}, {}], OLD, 2) == (5, 9)
+    assert highest([], OLD, 2) == (0, 0)
+
+
+def test_what_is_to_close_is_on_the_disk_or_was_told_and_not_closed_before():
+    """A site that was wiped and simply started closes the journal of before as well."""
+    peers = [peer(told={OLD: (4, 4)}), peer(GAMMA, told={OLDER: (2, 2)})]
+    assert to_close(None, peers, []) == [OLDER, OLD]
+    assert to_close(JournalId(2, 9), peers, [OLDER]) == [OLD, JournalId(2, 9)]
+
+
+def test_of_a_disk_that_is_gone_all_is_lost_that_nobody_holds():
+    """From behind what the peers have to the end that they were told, shard by shard."""
+    peers = [peer(received={OLD: (3, 0)}, told={OLD: (9, 4)}), peer(GAMMA, received={OLD: (5, 4)}, told={OLD: (7, 4)})]
+    assert lost_ranges(OLD, peers, (0, 0), (1, 1)) == [LostRange(OLD, 0, 6, 9)]
+
+
+@given(*[st.integers(0, 12)] * 3, st.integers(1, 13))
+def test_lost_is_what_was_told_or_written_and_is_neither_held_nor_on_the_disk(held, told, has, first):
+    """The ranges are exactly those seqs, each once, whatever was trimmed on the own disk."""
+    first = min(first, has + 1)
+    peers = [peer(received={OLD: (held,)}, told={OLD: (told,)})]
+    ranges = lost_ranges(OLD, peers, (has,), (first,))
+    seqs = [seq for one in ranges for seq in range(one.first_seq, one.last_seq + 1)]
+    known = set(range(1, max(told, has) + 1))
+    assert seqs == sorted(known - set(range(1, held + 1)) - set(range(first, has + 1)))
+
+
+def test_a_snapshot_must_reach_to_where_the_logs_begin_that_it_will_be_followed_from():
+    """A current journal comes from its own site, whatever replicas reach back to; a former one from the longest log."""
+    peers = {
+        1: peer(ALPHA, firsts={ALPHA: (5, 3), GAMMA: (1, 1), OLD: (9, 9)}),
+        3: peer(GAMMA, firsts={ALPHA: (1, 1), GAMMA: (2, 8), OLD: (4, 4)}),
+    }
+    assert needed(peers) == {ALPHA: (4, 2), GAMMA: (1, 7), OLD: (3, 3)}

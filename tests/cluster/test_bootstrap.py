@@ -1,0 +1,274 @@
+"""Sites that cannot go on as they were, made anew from a peer while all the others write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+pytestmark = pytest.mark.cluster
+
+MIB = 1 << 20
+TINY: dict[str, dict[str, object]] = {
+    "journal": {"segment_bytes": 8 * MIB, "snapshot_every_bytes": 4 * MIB, "retention_max_bytes": 512 * MIB}
+}
+
+
+async def trimmed(lab: Any, at: str, origin: str) -> None:
+    """Wait until a site's log of an origin no longer reaches back to its beginning."""
+    origin_id = lab.cluster.site(origin).site_id
+
+    def is_trimmed() -> bool:
+        found = [
+            min(int(path.stem) for path in directory.glob("*.seg"))
+            for directory in (lab.data_dir(at) / "journals").glob(f"{origin_id}-*")
+        ]
+        return bool(found) and min(found) > 0
+
+    await lab.until(is_trimmed, f"{at} has trimmed the log of {origin}")
+
+
+@asynccontextmanager
+async def writing(lab: Any, *names: str) -> AsyncIterator[dict[str, list[str]]]:
+    """Write small files at sites for as long as the block runs; what each of them has confirmed."""
+    confirmed: dict[str, list[str]] = {name: [] for name in names}
+
+    async def write(name: str) -> None:
+        while True:
+            path = f"/by-{name}-{len(confirmed[name])}"
+            if (await lab.cli("write", f"{name}:{path}", stdin=path.encode())).code == 0:
+                confirmed[name].append(path)
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(write, name)
+        yield confirmed
+        nursery.cancel_scope.cancel()
+
+
+async def assert_all_there(lab: Any, confirmed: dict[str, list[str]]) -> None:
+    """Every confirmed write is at every site."""
+    await lab.converge()
+    assert all(confirmed.values())
+    for name in lab.names:
+        listed = (await lab.ok("ls", f"{name}:/")).out.decode().split("\n")
+        for paths in confirmed.values():
+            assert {path.removeprefix("/") for path in paths} <= set(listed)
+
+
+async def test_a_site_whose_disk_is_gone_and_whose_peers_have_trimmed_is_made_anew(
+    make_lab: Any, make_files: Any, tmp_path: Path
+) -> None:
+    """Simply started it stays read-only and names the command; made anew it has everything, and takes writes."""
+    lab = await make_lab(settings=TINY)
+    trees = {name: make_files(tmp_path / f"from-{name}", 20, large=8) for name in lab.names}
+    for name, tree in trees.items():
+        await lab.put(name, tree, f"/{tree.name}")
+    await lab.converge()
+    for origin in ("alpha", "gamma"):
+        await trimmed(lab, origin, origin)
+    await lab.kill("beta")
+    shutil.rmtree(lab.data_dir("beta"))
+    await lab.launcher.start("beta")
+    needed = await lab.until_event("beta", "bootstrap_needed", peer="alpha")
+    assert needed["detail"]
+    refused = await lab.cli("write", "beta:/x", stdin=b"x")
+    assert (refused.code, "claudefs-repl bootstrap beta --from" in refused.err) == (3, True), refused.err
+    assert "claudefs-repl bootstrap beta --from" in (await lab.ok("status")).out.decode()
+    await lab.kill("beta")
+
+    async with writing(lab, "alpha", "gamma") as confirmed:
+        done = await lab.cli("bootstrap", "beta", "--from", "alpha", "--json")
+        assert done.code == 0, done.err
+        assert (done.json["lost"], done.json["refused"], done.json["journaled_again"]) == ([], [], 0)
+        assert done.json["fetched_bytes"] > 4 * MIB
+        await lab.start("beta")
+        await lab.ok("write", "beta:/anew", stdin=b"anew")
+    await assert_all_there(lab, confirmed)
+    for tree in trees.values():
+        await lab.assert_same_everywhere(f"/{tree.name}", tree)
+    assert (await lab.ok("cat", "gamma:/anew")).out == b"anew"
+    await lab.ok("verify", "--wait", "20")
+    before = await lab.converge()
+    await lab.launcher.stop("beta")
+    await lab.ok("rebuild", "beta")
+    await lab.start("beta")
+    assert await lab.converge() == before
+
+
+async def test_a_site_restored_from_an_old_copy_is_made_anew_with_what_its_peers_hold_of_it(
+    make_lab: Any, make_files: Any, tmp_path: Path
+) -> None:
+    """What it wrote after the copy and anybody has is there again; nothing of it comes twice."""
+    lab = await make_lab(settings=TINY)
+    await lab.ok("write", "beta:/first", stdin=b"first")
+    await lab.converge()
+    await lab.launcher.stop("beta")
+    copy = tmp_path / "copy-of-beta"
+    shutil.copytree(lab.data_dir("beta"), copy)
+    await lab.start("beta")
+    tree = make_files(tmp_path / "later", 40)
+    await lab.put("beta", tree, "/later")
+    await lab.converge()
+    await lab.kill("beta")
+    shutil.rmtree(lab.data_dir("beta"))
+    shutil.copytree(copy, lab.data_dir("beta"))
+    await lab.launcher.start("beta")
+    await lab.until_event("beta", "peer_ahead_of_origin")
+    refused = await lab.cli("write", "beta:/x", stdin=b"x")
+    assert (refused.code, "claudefs-repl bootstrap beta --from" in refused.err) == (3, True), refused.err
+    await lab.kill("beta")
+
+    async with writing(lab, "alpha", "gamma") as confirmed:
+        done = await lab.cli("bootstrap", "beta", "--from", "gamma", "--json")
+        assert done.code == 0, done.err
+        assert (done.json["lost"], done.json["refused"], done.json["journaled_again"]) == ([], [], 0)
+        await lab.start("beta")
+    await assert_all_there(lab, confirmed)
+    await lab.assert_same_everywhere("/later", tree)
+    assert b"conflict" not in (await lab.ok("ls", "alpha:/")).out
+
+
+async def test_a_site_that_was_cut_off_is_made_anew_and_keeps_what_it_alone_has(
+    make_lab: Any, make_files: Any, tmp_path: Path
+) -> None:
+    """Its peers' logs have passed it by; what it wrote alone meanwhile is journaled again and reaches them."""
+    lab = await make_lab(settings={"journal": {**TINY["journal"], "retention_max_bytes": 16 * MIB}})
+    await lab.ok("mkdir", "gamma:/shared")
+    await lab.ok("write", "gamma:/shared/file", stdin=b"before")
+    await lab.converge()
+    await lab.kill("alpha", "beta")
+    alone = make_files(tmp_path / "alone", 30, large=2)
+    await lab.put("gamma", alone, "/shared/alone")
+    await lab.ok("write", "gamma:/shared/file", stdin=b"changed alone")
+    await lab.ok("mv", "gamma:/shared/file", "gamma:/shared/moved")
+    await lab.kill("gamma")
+    await lab.start("alpha", "beta")
+    for i in range(2):
+        tree = make_files(tmp_path / f"tree-{i}", 10, large=10)
+        await lab.put("alpha", tree, f"/{tree.name}")
+        await lab.converge("alpha", "beta")
+    await lab.until_event("alpha", "peer_cut_off", peer="gamma")
+    await trimmed(lab, "alpha", "alpha")
+
+    async with writing(lab, "alpha", "beta") as confirmed:
+        done = await lab.cli("bootstrap", "gamma", "--from", "beta", "--json")
+        assert done.code == 0, done.err + done.out.decode()
+        assert done.json["journaled_again"] > 30
+        await lab.start("gamma")
+    await assert_all_there(lab, confirmed)
+    await lab.assert_same_everywhere("/shared/alone", alone)
+    assert (await lab.ok("cat", "alpha:/shared/moved")).out == b"changed alone"
+    assert b"\nfile\n" not in (await lab.ok("ls", "alpha:/shared")).out
+    await lab.ok("verify", "--wait", "20")
+
+
+async def test_what_is_nowhere_any_more_is_told_with_its_seqs(make_lab: Any) -> None:
+    """Peers that were told of entries, and did not get them before the disk was gone, say which they are."""
+    lab = await make_lab(2, settings={"rate_limit": {"max_batches_per_second": 1}})
+    await lab.converge()
+    for number in range(12):
+        await lab.ok("write", f"beta:/f{number}", stdin=b"x" * 1000)
+
+    async def told() -> bool:
+        here = (await lab.status("beta"))["journal"]["entries"]
+        received = (await lab.status("alpha"))["received"]
+        journal = f"2:{(await lab.status('beta'))['incarnation']}"
+        return bool(sum(received.get(journal, [0])) < here)
+
+    await lab.until(told, "alpha lacks something of beta's")
+    await trio.sleep(1.0)  # the load: a few probes, by which alpha is told where beta's journal ends
+    await lab.kill("beta")
+    shutil.rmtree(lab.data_dir("beta"))
+    done = await lab.cli("bootstrap", "beta", "--from", "alpha", "--json")
+    assert done.code == 1, done.out
+    assert done.json["lost"]
+    lost = sum(one["last_seq"] - one["first_seq"] + 1 for one in done.json["lost"])
+    assert lost > 0
+    logged = lab.events("beta", "entries_lost")
+    assert [(one["shard"], one["first_seq"], one["last_seq"]) for one in logged] == [
+        (one["shard"], one["first_seq"], one["last_seq"]) for one in done.json["lost"]
+    ]
+    await lab.start("beta")
+    await lab.converge()
+
+
+async def test_a_bootstrap_asks_every_peer_or_is_told_to_go_on_without(make_lab: Any) -> None:
+    """One that is down is named with the option; a site that runs, or that fetches from itself, is refused."""
+    lab = await make_lab()
+    await lab.ok("write", "beta:/file", stdin=b"x")
+    await lab.converge()
+    running = await lab.cli("bootstrap", "beta", "--from", "alpha")
+    assert (running.code, "stop it first" in running.err) == (2, True)
+    await lab.kill("beta", "gamma")
+    itself = await lab.cli("bootstrap", "beta", "--from", "beta", "--without", "gamma")
+    assert (itself.code, "from itself" in itself.err) == (2, True), itself.err
+    refused = await lab.cli("bootstrap", "beta", "--from", "alpha")
+    assert (refused.code, "--without gamma" in refused.err) == (3, True), refused.err
+    done = await lab.ok("bootstrap", "beta", "--from", "alpha", "--without", "gamma")
+    text = done.out.decode()
+    assert "site beta is made anew from site alpha" in text
+    assert "site gamma was not asked" in text
+    await lab.start("beta", "gamma")
+    await lab.converge()
+    assert (await lab.ok("cat", "beta:/file")).out == b"x"
+
+
+async def test_a_start_finishes_a_switch_that_was_cut_off(make_lab: Any, tmp_path: Path) -> None:
+    """New data that was whole when the power went is put into its place by the next start, whichever command that is."""
+    lab = await make_lab(2)
+    await lab.ok("write", "beta:/file", stdin=b"x")
+    await lab.converge()
+    await lab.launcher.stop("beta")
+    data, old = lab.data_dir("beta"), tmp_path / "old"
+    shutil.copytree(data, old)
+    done = await lab.ok("bootstrap", "beta", "--from", "alpha", "--json")
+    new = tmp_path / "new"
+    shutil.move(data, new)
+    shutil.move(old, data)
+    for name in ("lock", "events.jsonl", "reserve", "output.log"):
+        (new / name).unlink(missing_ok=True)
+    (data / "bootstrap").mkdir()
+    shutil.move(new, data / "bootstrap" / "new")
+    (data / "bootstrap" / "switch.json").write_text("{}")
+    await lab.start("beta")
+    assert (await lab.status("beta"))["incarnation"] == done.json["journal"].partition(":")[2]
+    assert not (data / "bootstrap").exists()
+    await lab.converge()
+    assert (await lab.ok("cat", "beta:/file")).out == b"x"
+
+
+async def test_a_bootstrap_that_is_killed_goes_on_where_it_was(make_lab: Any, make_files: Any, tmp_path: Path) -> None:
+    """What was fetched is kept, the site as it was starts meanwhile, and the second run ends with the new one."""
+    lab = await make_lab(2, settings={"rate_limit": {"max_auth_attempts_per_minute": 100_000}})
+    await lab.put("alpha", make_files(tmp_path / "tree", 10, large=24), "/tree")
+    await lab.converge()
+    await lab.launcher.stop("beta")
+    fetched = lab.data_dir("beta") / "bootstrap" / "fetch.json"
+
+    def noted_bytes() -> int:
+        return int(json.loads(fetched.read_text())["done_bytes"]) if fetched.exists() else 0
+
+    async with trio.open_nursery() as nursery:
+        command, output = await lab.start_cli(nursery, "bootstrap", "beta", "--from", "alpha")
+        await lab.until(lambda: noted_bytes() > 0, "a part is fetched")
+        command.kill()
+    assert "bytes" in output.read_text()
+    before = noted_bytes()
+    assert before > 0
+    await lab.start("beta")
+    former = (await lab.status("beta"))["incarnation"]
+    await lab.launcher.stop("beta")
+    done = await lab.cli("bootstrap", "beta", "--from", "alpha")
+    assert done.code == 0, done.err
+    first_line = done.err.splitlines()[0]
+    assert f"{before:,} of " in first_line, done.err
+    await lab.start("beta")
+    assert (await lab.status("beta"))["incarnation"] != former
+    await lab.converge()
