@@ -103,11 +103,16 @@ def explain_clock(offsets_us: Sequence[int], limit_us: int) -> str:
     )
 
 
+def remedy_stamps(site: str) -> str:
+    """The command for a site whose clock is right again and whose stamps are too far ahead."""
+    return f"claudefs-repl clock repair {site}"
+
+
 def explain_refused_stamps(site: str, *, beyond_s: float) -> str:
     """What the one who refuses a site's entries for their stamps says of it."""
     return (
         f"takes no entries of {site}: they are stamped {beyond_s:,.0f} s beyond the allowed drift; set the clock of {site}; "
-        f"if it is right again, they are taken when their time has come"
+        f"if it is right again, they are taken when their time has come, or at once after: {remedy_stamps(site)}"
     )
 
 

@@ -10,7 +10,7 @@ import trio
 from claudefs_repl.checkpoint import cursor_of, distance, equal
 from claudefs_repl.error import CallerError, ReplError
 from claudefs_repl.failover import SiteMode
-from claudefs_repl.health import ConduitState, LinkFacts, explain_lag, explain_refused_stamps
+from claudefs_repl.health import ConduitState, LinkFacts, explain_lag, explain_refused_stamps, remedy_stamps
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts, judge_sums
@@ -259,7 +259,8 @@ class SiteStatus:
             remedy = (
                 "set this site's clock"
                 if self._gate.is_closed(CLOCK)
-                else "if this site's clock is right, they are taken when their time has come"
+                else f"if this site's clock is right, they are taken when their time has come, or at once if it is stopped "
+                f"and repaired: {remedy_stamps(self._site.name)}"
             )
             told.append(f"{record.site.name} takes no entries of this site: {record.stamps_refused}; {remedy}")
         if record.stamps_beyond_us is not None:

@@ -82,7 +82,8 @@ class WriteGate:
         """Let a read pass.
 
         Raises:
-            NotWritable: the site is offline.
+            NotWritable: the site is offline; with the reasons against writing, one of which may be why.
         """
         if not self.mode.is_readable:
-            raise NotWritable(f"site {self.site} is {self.mode.value} and serves no reads; see: claudefs-repl status")
+            why = "; ".join(self._reasons.values()) or "see: claudefs-repl status"
+            raise NotWritable(f"site {self.site} is {self.mode.value} and serves no reads; {why}")

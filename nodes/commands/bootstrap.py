@@ -1,4 +1,4 @@
-"""The command that makes a site anew from a peer: bootstrap."""
+"""Commands that make a site anew from a peer: bootstrap, clock repair."""
 
 from __future__ import annotations
 
@@ -40,6 +40,35 @@ def bootstrap(cluster: ClusterConfig, site: str, peer: str, without: Sequence[st
     SITE must be down, the others go on. It begins a new journal. What its old one has and no peer holds is journaled again;
     what no longer fits the tree is told and kept in a file; what is nowhere any more is told. An interrupted run is gone on
     with by running it again. Exit status 1 if something was lost or did not fit.
+    """
+    run_bootstrap(cluster, site, peer, without, as_json=as_json)
+
+
+@click.group()
+def clock() -> None:
+    """Bring a site back whose clock was wrong."""
+
+
+@clock.command(
+    epilog=examples(
+        "claudefs-repl clock repair beta",
+    )
+)
+@click.argument("site", type=SITE_NAME)
+@click.option(
+    "--from",
+    "peer",
+    type=SITE_NAME,
+    help="The peer whose snapshot is fetched.  [default: the one that holds most of all that answer]",
+)
+@click.option("--without", type=SITE_NAME, multiple=True, help="A peer that need not answer; may be given again.")
+@json_option
+@pass_cluster
+def repair(cluster: ClusterConfig, site: str, peer: str | None, without: Sequence[str], as_json: bool) -> None:
+    """Stamp anew what SITE wrote while its clock was too far ahead, which its peers refuse until that time has come.
+
+    SITE must be down, and its clock right again. It is made anew as by bootstrap: whatever no peer has taken is journaled
+    again, with stamps of now.
     """
     run_bootstrap(cluster, site, peer, without, as_json=as_json)
 
@@ -129,4 +158,4 @@ def _lines(title: str) -> Callable[[int, int], None]:
     return tell
 
 
-COMMANDS: list[click.Command] = [bootstrap]
+COMMANDS: list[click.Command] = [bootstrap, clock]
