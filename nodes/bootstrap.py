@@ -16,13 +16,14 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
+from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.health import clock_in_bounds, explain_clock
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
-from claudefs_repl.reincarnation import Holdings, LostRange, highest, lost_ranges, needed, to_close
+from claudefs_repl.reincarnation import Holdings, LostRange, lost_ranges, needed, to_close
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch
-from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot
+from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot, find_common
 from nodes.bootstrap_old import OldLogs, read_closed
 from nodes.client import SiteUnreachable
 from nodes.dialing import Dialing, dialer_limits
@@ -127,7 +128,7 @@ class _Bootstrap:
                 settings=settings,
                 own=self._own,
                 closed=(*closed, *closing),
-                held=highest((peer.received for peer in peers.values()), self._old or self._own, shards),
+                held=await self._held(peers, old.own),
                 floor_us=max(peer.timestamp_us for peer in peers.values()),
                 wall_us=self._wall_clock.now_us(),
             )
@@ -182,6 +183,21 @@ class _Bootstrap:
         if source.site_id not in peers:
             raise SiteUnreachable(f"--from {peer_name}: it does not answer; name a peer that does")
         return source
+
+    async def _held(self, peers: Mapping[SiteId, Holdings], log: EntryLog | None) -> tuple[int, ...]:
+        """How far, shard by shard, the old own log has what the peers hold of that journal; all zeros without a log."""
+        shards = self._cluster.shards
+        if log is None:
+            return (0,) * shards
+        common = []
+        for shard in range(shards):
+            seqs = {
+                site_id: cursor_of(peers[site_id].received, log.journal, shards)[shard] for site_id in sorted(peers)
+            }
+            site_id = max(seqs, key=lambda one: seqs[one])
+            peer = next(site for site in self._cluster.sites if site.site_id == site_id)
+            common.append(await find_common(self._queries, peer, log, shard, seqs[site_id]))
+        return tuple(common)
 
     def _lost(
         self, peers: Mapping[SiteId, Holdings], closing: Sequence[JournalId], log: EntryLog | None

@@ -96,7 +96,8 @@ class Plan:
         settings: of its logs.
         own: its new journal.
         closed: the site's journals that are closed now, in this run and in earlier ones.
-        held: for each shard how far the peers hold the old own journal: there it is closed.
+        held: for each shard up to which seq the old own log has what the peers hold of that journal; what it has behind
+            that is its alone.
         floor_us: every new stamp is above it.
         wall_us: the time of day.
     """

@@ -13,6 +13,7 @@ from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.reincarnation import Holdings
 from claudefs_repl.topology import SiteConfig
 from nodes.client import SiteUnreachable
+from nodes.entry_log import EntryLog
 from nodes.queries import PeerQueries, PeerUnreachable
 from nodes.seams import File, Storage, WallClock
 from nodes.snapshots import cursors_from_json, cursors_to_json, sha256_of
@@ -69,6 +70,44 @@ def _cursors(value: Any, shards: int) -> Cursors:
     if any(len(seqs) != shards or any(type(seq) is not int or seq < 0 for seq in seqs) for seqs in cursors.values()):
         raise ValueError("cursors of other shards")
     return cursors
+
+
+async def find_common(queries: PeerQueries, peer: SiteConfig, log: EntryLog, shard: int, held_seq: int) -> int:
+    """The last seq of a shard at which a log of this site's journal and a peer's replica of it have the same entry.
+
+    They differ behind it if this site's disk was restored from an old copy and the site wrote on. What is on neither disk
+    any more counts as the same.
+
+    Args:
+        queries: to the peer.
+        peer: who holds the shard up to held_seq.
+        log: the site's own.
+        shard: which.
+        held_seq: the last seq that the peer holds.
+
+    Raises:
+        PeerUnreachable: the peer cannot be asked, or its answer makes no sense.
+    """
+
+    async def is_same(seq: int) -> bool:
+        args = {"journal": str(log.journal), "shard": shard, "seq": seq}
+        theirs = (await queries.ask(peer, "entry_crc", args, timeout_s=ASK_TIMEOUT_S)).get("crc32")
+        if type(theirs) is not int:
+            raise PeerUnreachable(f"site {peer.name}: its answer makes no sense")
+        ours = await log.crc_at(shard, seq)
+        return not theirs or not ours or theirs == ours
+
+    last = min(held_seq, log.tails[shard])
+    if last == 0 or await is_same(last):
+        return last
+    same, other = 0, last
+    while other - same > 1:
+        middle = (same + other) // 2
+        if await is_same(middle):
+            same = middle
+        else:
+            other = middle
+    return same
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import CallerError
+from claudefs_repl.journal import JournalId
 from nodes.housekeeper import Housekeeper
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
@@ -44,7 +45,23 @@ class BootstrapSource:
         async def holdings(args: dict[str, Any]) -> Any:
             return self._holdings(record)
 
-        return {"holdings": holdings, "snapshot_offer": self._offer, "snapshot_part": self._part}
+        return {
+            "holdings": holdings,
+            "entry_crc": self._entry_crc,
+            "snapshot_offer": self._offer,
+            "snapshot_part": self._part,
+        }
+
+    async def _entry_crc(self, args: dict[str, Any]) -> Any:
+        """The crc32 of one entry, 0 if it is not here."""
+        try:
+            journal, shard, seq = JournalId.parse(args["journal"]), args["shard"], args["seq"]
+        except (KeyError, ValueError, AttributeError) as error:
+            raise CallerError(f"entry_crc: a journal, a shard and a seq, not {error!r}") from error
+        if type(shard) is not int or not 0 <= shard < self._shard_count or type(seq) is not int:
+            raise CallerError("entry_crc: a journal, a shard and a seq")
+        log = self._journals.replicas.get(journal)
+        return {"crc32": 0 if log is None else await log.crc_at(shard, seq)}
 
     def _holdings(self, record: PeerRecord) -> dict[str, Any]:
         logs = self._journals.all()

@@ -176,7 +176,9 @@ class _Session:
         """Tell the sender where to resume: our cursors are the truth."""
         received = self._receiving.journals.received()
         self._told = self._receiving.incarnations.current
-        await self._send(Welcome(received, self._receiving.store.applied, self._receiving.mode(), self._told))
+        last_crcs = self._log.last_crcs if any(self._log.tails) else ()
+        applied, mode = self._receiving.store.applied, self._receiving.mode()
+        await self._send(Welcome(received, applied, mode, self._told, last_crcs))
 
     async def _send(self, message: Welcome | Ack | Nack | Goodbye) -> None:
         with trio.fail_after(self._receiving.config.idle_timeout_s):
@@ -199,10 +201,14 @@ class _Session:
                         if any(journal.origin != self._link.session.peer for journal in tails):
                             raise ProtocolViolation("not_its_journal", "tails of another site's journal")
                         self._record.note_tails(tails)
+                        self._record.has_diverged = False
                         self._note_log(None)
                         await queue.send(_AckNow())
                     case Goodbye(code="needs_bootstrap", detail=detail):
                         self._note_log(detail)
+                        raise LinkClosed(detail)
+                    case Goodbye(code="journal_diverged", detail=detail):
+                        self._record.has_diverged = True
                         raise LinkClosed(detail)
                     case Goodbye():
                         raise LinkClosed

@@ -19,13 +19,14 @@ from claudefs_repl.sync import cut_batches
 from claudefs_repl.topology import ReplicationConfig
 from nodes.dialing import Dialing
 from nodes.entry_log import EntryLog, GapInLog
+from nodes.events import EVENTS
 from nodes.journals import Journals
 from nodes.link import LINK_ERRORS, Link, describe_failure, one_link_error
 from nodes.pacing import take_turn
 from nodes.peers import PeerRecord
 from nodes.seams import WallClock
 from nodes.wakeup import Wakeup
-from nodes.write_gate import PEER_AHEAD, WriteGate, remedy_anew
+from nodes.write_gate import DIVERGED, PEER_AHEAD, WriteGate, remedy_anew
 from protocol.handshake import Role
 from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
 from protocol.words import cut_detail
@@ -40,6 +41,10 @@ HELD_BACK_S = 60.0
 
 class _StampsRefused(Exception):
     """The peer takes no entry of ours, because the next ones are stamped too far ahead of its clock."""
+
+
+class _Diverged(Exception):
+    """The peer holds another entry of our journal at a seq than we do."""
 
 
 class _PeerAhead(Exception):
@@ -114,7 +119,7 @@ async def _use_link(
         record.cut_off = True
         detail = f"{gap}; {remedy_anew(record.site.name, gate.site)}"
         outage.note(ConduitState.NEEDS_BOOTSTRAP, "peer_needs_bootstrap", detail)
-        await _tell_of_gap(link, gap, config)
+        await _say_goodbye(link, "needs_bootstrap", gap, config)
         return config.reconnect_max_s
     except _PeerAhead as ahead:
         record.ahead = True
@@ -122,15 +127,21 @@ async def _use_link(
         remedy = remedy_anew(gate.site, record.site.name)
         gate.close(PEER_AHEAD, f"{ahead}; put back the newest copy of its data directory, or {remedy}")
         return config.reconnect_max_s
+    except _Diverged as diverged:
+        record.ahead = True
+        outage.note(ConduitState.REFUSED, "journal_diverged", str(diverged))
+        gate.close(DIVERGED, f"{diverged}; {remedy_anew(gate.site, record.site.name)}")
+        await _say_goodbye(link, "journal_diverged", diverged, config)
+        return config.reconnect_max_s
     except LINK_ERRORS as error:
         outage.note(ConduitState.BACKOFF, "conduit_closed", describe_failure(error), direction="out")
     return 0.0
 
 
-async def _tell_of_gap(link: Link, gap: GapInLog, config: ReplicationConfig) -> None:
+async def _say_goodbye(link: Link, code: str, reason: Exception, config: ReplicationConfig) -> None:
     try:
         with trio.fail_after(config.idle_timeout_s):
-            await link.send(Goodbye("needs_bootstrap", cut_detail(str(gap))))
+            await link.send(Goodbye(code, cut_detail(str(reason))))
     except LINK_ERRORS:
         return
 
@@ -163,7 +174,8 @@ class _Outage:
         self._record.conduit_detail = detail
         if event not in self._told:
             self._told.add(event)
-            self._logger.warning(event, peer=self._record.site.name, detail=detail, **fields)
+            tell = self._logger.error if EVENTS[event].level == "error" else self._logger.warning
+            tell(event, peer=self._record.site.name, detail=detail, **fields)
 
     def over(self, lag_entries: int) -> None:
         """The conduit is up."""
@@ -198,6 +210,7 @@ async def _run_session(
         raise ProtocolViolation("bad_message", f"cursors of {len(start)} shards")
     if any(theirs > ours for theirs, ours in zip(start, log.tails, strict=True)):
         raise _PeerAhead(f"{record.site.name} holds this site's journal up to {start}, which ends here at {log.tails}")
+    await _check_same(welcome, record, log, start)
     log.reader(start)  # raises if entries behind the cursor were trimmed
     progress = SendProgress(window_batches=config.window_batches, window_bytes=config.window_bytes)
     progress.begin(log.journal, start)
@@ -215,6 +228,25 @@ async def _run_session(
             nursery.start_soon(sender.pass_on_former, welcome, nursery)
             await sender.receive_acks()
             nursery.cancel_scope.cancel()
+
+
+async def _check_same(welcome: Welcome, record: PeerRecord, log: EntryLog, start: tuple[int, ...]) -> None:
+    """Compare the last entry that the peer holds of each shard with ours.
+
+    A log that was restored from an old copy, and went on by itself, has given the same seqs to other entries.
+
+    Raises:
+        _Diverged: they are not the same.
+    """
+    if len(welcome.last_crcs) not in (0, log.shard_count):
+        raise ProtocolViolation("bad_message", f"checksums of {len(welcome.last_crcs)} shards")
+    for shard, (seq, theirs) in enumerate(zip(start, welcome.last_crcs, strict=False)):
+        ours = await log.crc_at(shard, seq)
+        if theirs and ours and theirs != ours:
+            raise _Diverged(
+                f"{record.site.name} holds another entry of this site's journal at shard {shard} seq {seq} than is here: "
+                f"this disk was restored from an old copy, and the site has written since"
+            )
 
 
 class _Sender:

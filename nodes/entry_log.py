@@ -43,6 +43,7 @@ class EntryLog:
         recovered: what opening it found.
         tails: for each shard the seq of its last durable entry, 0 if there is none.
         position: the durable end, in record bytes.
+        last_crcs: for each shard the crc32 of its last entry, 0 if the log holds none of it.
         last_timestamp_us: greatest timestamp of any entry ever appended, 0 if there is none.
         history: when the tails moved, in Trio's seconds, since the log was opened.
     """
@@ -64,6 +65,7 @@ class EntryLog:
         self.recovered = recovery.report()
         self.tails = tuple(seq - 1 for seq in recovery.next_seqs)
         self.position = recovery.position
+        self.last_crcs = tuple(recovery.last_crcs)
         self.last_timestamp_us = recovery.last_timestamp_us
         self.history = CursorHistory(trio.current_time(), self.tails)
 
@@ -238,6 +240,21 @@ class EntryLog:
             raise AheadOfLog(f"journal {self.journal} ends at {self.tails} here; it cannot be read on from {after}")
         return LogReader(self, self._storage, after)
 
+    async def crc_at(self, shard: int, seq: int) -> int:
+        """The crc32 of one entry, 0 if the log does not hold it."""
+        if not self.firsts[shard] <= seq <= self.tails[shard]:
+            return 0
+        if seq == self.tails[shard]:
+            return self.last_crcs[shard]
+        reader = self.reader((*self.tails[:shard], seq - 1, *self.tails[shard + 1 :]))
+        try:
+            blocks = await reader.read(bytes_max=INDEX_BYTES)
+        except GapInLog:  # trimmed just now
+            return 0
+        finally:
+            await reader.close()
+        return blocks[0].crcs[0]
+
     async def wait_beyond(self, position: int) -> None:
         """Return once the durable end is beyond a position."""
         while self.position <= position:
@@ -297,6 +314,10 @@ class EntryLog:
         segment.marks += marks[1:]
         self.last_timestamp_us = max(self.last_timestamp_us, *[max(block.timestamps) for block in blocks])
         self.tails = tuple(seq - 1 for seq in seqs)
+        crcs = list(self.last_crcs)
+        for block in blocks:
+            crcs[block.shard] = block.crcs[-1]
+        self.last_crcs = tuple(crcs)
         self.position = position
         self.history.note(trio.current_time(), self.tails)
         self._grown.set()

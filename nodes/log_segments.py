@@ -167,6 +167,7 @@ class Recovery:
         last_timestamp_us: greatest timestamp in the log.
         position: the log's end.
         entries: entries read.
+        last_crcs: for each shard the crc32 of its last entry, 0 if no entry of it is in the log.
         torn_bytes: bytes behind the end that a cut write left.
     """
 
@@ -176,6 +177,7 @@ class Recovery:
         self.segments: list[Segment] = []
         self.next_seqs: list[int] = []
         self.last_timestamp_us = 0
+        self.last_crcs = [0] * identity.shard_count
         self.position = 0
         self.entries = 0
         self.torn_bytes = 0
@@ -297,6 +299,7 @@ class Recovery:
             raise WalCorrupted(segment.path, offset, detail)
         segment.mark(record.position, self.next_seqs)
         self.next_seqs[block.shard] += block.count
+        self.last_crcs[block.shard] = block.crcs[-1]
         self.last_timestamp_us = max(self.last_timestamp_us, *block.timestamps)
         self.entries += block.count
 

@@ -535,8 +535,11 @@ class _Site:
 
     def _has_caught_up(self, recovered: Recovered) -> bool:
         applied, own = recovered.store.applied, recovered.journals.own
-        # One site with a wrong clock holds up nobody: what is refused for its stamps is not waited for.
-        told = (record.first_tails for record in self._peers.values() if record.stamps_beyond_us is None)
+        # A site that is itself in trouble holds up nobody: what it cannot send, or nobody may take, is not waited for.
+        sound = (
+            record for record in self._peers.values() if record.stamps_beyond_us is None and not record.has_diverged
+        )
+        told = (record.first_tails for record in sound)
         if not all(covers(applied, tails) for tails in told if tails is not None):
             return False
         # What a former journal had is nobody's to tell but who holds it; this site's own former ones are among them.

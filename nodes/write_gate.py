@@ -9,6 +9,7 @@ from claudefs_repl.failover import SiteMode
 
 DISK_FULL = "disk_full"
 PEER_AHEAD = "peer_ahead"
+DIVERGED = "diverged"
 CLOCK = "clock"
 LACKS_LOG = "lacks_log"
 

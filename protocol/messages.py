@@ -5,7 +5,7 @@ number take one byte each. Nothing is nested; nothing may follow.
 
 | no. | message | fields                                                                                    |
 |-----|---------|-------------------------------------------------------------------------------------------|
-| 1   | Welcome | received C, applied C, mode, current I                                                    |
+| 1   | Welcome | received C, applied C, mode, current I, last_crcs S                                       |
 | 2   | Tails   | tails C, wall_us                                                                          |
 | 3   | Batch   | source_site_id, incarnation, batch_seq, first_seq, last_seq, tag (bin), block (bin 32)    |
 | 4   | Ack     | batch_seq, received C, applied C, pressure_ms                                             |
@@ -16,7 +16,8 @@ number take one byte each. Nothing is nested; nothing may follow.
 | 9   | Reply   | query_id, ok, last, result (bin)                                                          |
 | 10  | Goodbye | code, detail, wait_ms                                                                     |
 
-C is a cursor vector: bin, as `checkpoint.encode_cursors` writes it; I is bin, as `checkpoint.encode_incarnations` does.
+C is a cursor vector: bin, as `checkpoint.encode_cursors` writes it; I is bin, as `checkpoint.encode_incarnations` does;
+S is bin, an unsigned 32-bit integer, little endian, for each shard.
 Site ids are 1 to SITE_ID_MAX, incarnations are unsigned 64-bit, shards 0 to SHARDS_MAX - 1, every other integer 0 to
 2^63 - 1 (a Batch's batch_seq and seqs from 1).
 `mode` is the value of a `SiteMode`, `code` and `method` are words, `detail` is a short line of text, `ok` and `last`
@@ -66,12 +67,15 @@ class Welcome:
     Attributes:
         current: for each origin that the listener knows, itself included, the incarnation that it holds to be the current
             one: of every other incarnation of these origins it takes entries from any peer.
+        last_crcs: for each shard the crc32 of the last entry that the listener holds of the dialler's journal, 0 if it has
+            it no longer; empty if it holds nothing of that journal. The dialler compares it with its own entry there.
     """
 
     received: Cursors
     applied: Cursors
     mode: str
     current: Mapping[SiteId, Incarnation]
+    last_crcs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +332,12 @@ def _encode_cursors(cursors: Cursors) -> bytes:
     return encode_cursors(cursors, len(next(iter(cursors.values()), ())))
 
 
+def _decode_crcs(packed: bytes) -> tuple[int, ...]:
+    if len(packed) % 4:
+        raise ValueError(f"{len(packed)} bytes are no 32-bit integers")
+    return struct.unpack(f"<{len(packed) // 4}I", packed)
+
+
 _Schema = tuple[tuple[str, _Kind], ...]
 
 _SITE = _integer(1, SITE_ID_MAX)
@@ -342,6 +352,11 @@ _NACK_CODE = _Kind(lambda value: type(value) is str and value in NACK_CODES)
 _BOOL = _Kind(lambda value: type(value) is bool)
 _CURSORS = _Kind(_binary(4, CURSORS_BYTES_MAX), encode=_encode_cursors, decode=decode_cursors)
 _INCARNATIONS = _Kind(_binary(0, 16 * SITE_ID_MAX), encode=encode_incarnations, decode=decode_incarnations)
+_CRCS = _Kind(
+    _binary(0, 4 * SHARDS_MAX),
+    encode=lambda crcs: struct.pack(f"<{len(crcs)}I", *crcs),
+    decode=_decode_crcs,
+)
 _TAG = _Kind(_binary(TAG_BYTES, TAG_BYTES), encode=lambda tag: tag.bytes, decode=BatchTag)
 _ARGS = _Kind(_binary(0, ARGS_BYTES_MAX))
 _RESULT = _Kind(_binary(0, RESULT_BYTES_MAX))
@@ -354,7 +369,7 @@ def _schema(cls: type[Any], *kinds: _Kind) -> tuple[Callable[..., Any], _Schema]
 
 
 _SCHEMAS: dict[int, tuple[Any, _Schema]] = {
-    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE, _INCARNATIONS),
+    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE, _INCARNATIONS, _CRCS),
     2: _schema(Tails, _CURSORS, _COUNT),
     3: _schema(Batch, _SITE, _INCARNATION, _FROM_ONE, _FROM_ONE, _FROM_ONE, _TAG, _BLOCK),
     4: _schema(Ack, _COUNT, _CURSORS, _CURSORS, _COUNT),

@@ -272,3 +272,41 @@ async def test_a_bootstrap_that_is_killed_goes_on_where_it_was(make_lab: Any, ma
     await lab.start("beta")
     assert (await lab.status("beta"))["incarnation"] != former
     await lab.converge()
+
+
+async def test_a_site_restored_old_that_wrote_alone_is_found_out_and_loses_neither_past(
+    make_lab: Any, make_files: Any, tmp_path: Path
+) -> None:
+    """Its seqs are another's entries by then: nothing is sent, and made anew it has what both of its lives wrote."""
+    lab = await make_lab()
+    await lab.ok("write", "beta:/first", stdin=b"first")
+    await lab.converge()
+    await lab.launcher.stop("beta")
+    copy = tmp_path / "copy-of-beta"
+    shutil.copytree(lab.data_dir("beta"), copy)
+    await lab.start("beta")
+    known = make_files(tmp_path / "known", 20)
+    await lab.put("beta", known, "/known")
+    await lab.converge()
+    await lab.kill(*lab.names)
+    shutil.rmtree(lab.data_dir("beta"))
+    shutil.copytree(copy, lab.data_dir("beta"))
+    await lab.start("beta")
+    alone = make_files(tmp_path / "alone", 60)
+    await lab.put("beta", alone, "/alone")
+    await lab.start("alpha", "gamma")
+    await lab.until_event("beta", "journal_diverged")
+    refused = await lab.cli("write", "beta:/x", stdin=b"x")
+    assert (refused.code, "claudefs-repl bootstrap beta --from" in refused.err) == (3, True), refused.err
+    assert b"alone" not in (await lab.ok("ls", "alpha:/")).out
+    await lab.kill("beta")
+
+    async with writing(lab, "alpha", "gamma") as confirmed:
+        done = await lab.cli("bootstrap", "beta", "--from", "alpha", "--json")
+        assert done.code == 0, done.err + done.out.decode()
+        assert done.json["journaled_again"] > 120
+        await lab.start("beta")
+    await assert_all_there(lab, confirmed)
+    await lab.assert_same_everywhere("/known", known)
+    await lab.assert_same_everywhere("/alone", alone)
+    await lab.ok("verify", "--wait", "20")

@@ -14,7 +14,9 @@ from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthKey
 from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
+from claudefs_repl.error import NotWritable
 from claudefs_repl.failover import SiteMode
+from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
 from nodes.conduit_sender import run_conduit_sender
@@ -52,6 +54,10 @@ class Log:
     async def wait_beyond(self, position):
         await trio.sleep_forever()
 
+    async def crc_at(self, shard, seq):
+        await trio.lowlevel.checkpoint()
+        return BLOCK.crcs[0] if seq == 1 else 0
+
     async def close(self):
         await trio.lowlevel.checkpoint()
 
@@ -59,9 +65,10 @@ class Log:
 class PlayedLink:
     """A conduit on which the peer answers each message by a function."""
 
-    def __init__(self, answer, current):
+    def __init__(self, answer, current, last_crcs):
         self.answer = answer
         self.current = current
+        self.last_crcs = last_crcs
         self.session = SimpleNamespace(batch_key=BatchAuthKey(bytes(32)))
         self.sends, self.receives = trio.open_memory_channel(10)
 
@@ -73,23 +80,25 @@ class PlayedLink:
 
     async def expect(self, kind):
         await trio.lowlevel.checkpoint()
-        return Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, self.current)
+        received = {JOURNAL: (1,)} if self.last_crcs else {}
+        return Welcome(received, {}, SiteMode.ACTIVE_READ_WRITE.value, self.current, self.last_crcs)
 
     async def receive(self):
         return await self.receives.receive()
 
 
 class Dialing:
-    def __init__(self, answer, current):
+    def __init__(self, answer, current, last_crcs):
         self.answer = answer
         self.current = current
+        self.last_crcs = last_crcs
         self.dialled_at_s = []
         self.live = self
 
     async def dial(self, peer, role):
         await trio.lowlevel.checkpoint()
         self.dialled_at_s.append(trio.current_time())
-        return PlayedLink(self.answer, self.current)
+        return PlayedLink(self.answer, self.current, self.last_crcs)
 
     async def close(self, link):
         await trio.lowlevel.checkpoint()
@@ -97,8 +106,8 @@ class Dialing:
 
 @pytest.fixture
 def start(tmp_path, nursery):
-    def start(answer, replicas=(), current=None):
-        dialing = Dialing(answer, current or {})
+    def start(answer, replicas=(), current=None, last_crcs=(), gate=None):
+        dialing = Dialing(answer, current or {}, last_crcs)
         record = PeerRecord(SiteConfig("beta", SiteId(2), "127.0.0.2", 1, Path("beta")))
         nursery.start_soon(
             lambda: run_conduit_sender(
@@ -107,7 +116,7 @@ def start(tmp_path, nursery):
                 journals=SimpleNamespace(own=Log(), replicas={log.journal: log for log in replicas}),
                 config=ReplicationConfig(reconnect_min_s=0.1, reconnect_max_s=5.0, idle_timeout_s=15.0),
                 limiter=AuthRateLimiter(RateLimitConfig()),
-                gate=WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
+                gate=gate or WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
                 wall_clock=SystemClock(),
                 rng=random.Random(0),
                 logger=make_logger(tmp_path / "events.jsonl", "alpha", SystemClock()),
@@ -209,7 +218,7 @@ async def test_what_becomes_former_while_the_conduit_is_up_is_passed_on(start, a
 
     def answer(message):
         if isinstance(message, Batch):
-            return [taken(message), Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, CURRENT)]
+            return [taken(message), Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, CURRENT, ())]
         return None
 
     taken = taking(received)
@@ -239,3 +248,28 @@ async def test_a_former_journal_that_the_peer_refuses_keeps_nothing_else_from_it
     assert record.acked == (1,)
     assert len(refused) == 2
     assert refused[1] - refused[0] >= 60
+
+
+async def test_a_peer_that_holds_another_entry_at_the_same_seq_is_sent_nothing(start, autojump_clock, tmp_path):
+    """The site takes no writes from then on, and says what to do; it is told once, as an error."""
+    received = []
+    gate = WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE)
+    _, record = start(taking(received), last_crcs=(BLOCK.crcs[0] ^ 1,), gate=gate)
+    await trio.sleep(30)
+    assert received == []
+    with pytest.raises(
+        NotWritable, match=r"another entry of this site's journal at shard 0 seq 1.*bootstrap alpha --from"
+    ):
+        gate.check_write()
+    assert "another entry" in record.conduit_detail
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(one["event"], one["level"]) for one in events] == [("journal_diverged", "error")]
+
+
+@pytest.mark.parametrize("crc", [0, BLOCK.crcs[0]])
+async def test_a_peer_that_holds_the_same_entry_or_no_longer_knows_it_is_served(start, autojump_clock, crc):
+    """0 is no checksum: the peer has trimmed what it would compare."""
+    _, record = start(lambda message: None, last_crcs=(crc,))
+    await trio.sleep(1)
+    assert record.conduit_state is ConduitState.CONNECTED
+    assert record.acked == (1,)

@@ -14,6 +14,7 @@ INDIRECT = {
     "conduit_unreachable": {"peer", "detail"},
     "conduit_closed": {"peer", "detail", "direction"},
     "stamps_refused": {"peer", "detail"},
+    "journal_diverged": {"peer", "detail"},
     "peer_needs_bootstrap": {"peer", "detail"},
     "peer_ahead_of_origin": {"peer", "detail"},
     "journal_recovered": {"journal", "entries", "bytes", "segments", "torn_bytes"},

@@ -20,7 +20,7 @@ from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator, BatchTag
 from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
-from claudefs_repl.error import DiskFull, PeerRefused, ProtocolViolation
+from claudefs_repl.error import DiskFull, NotWritable, PeerRefused, ProtocolViolation
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
@@ -38,7 +38,7 @@ from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
 from protocol.handshake import DialerHandshake, LocalIdentity, Role, refusal_frame
 from protocol.keys import KeyRing, PairKey
-from protocol.messages import Ack, Batch, Nack, Tails, Welcome, encode_message
+from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome, encode_message
 
 CLUSTER, SHARDS = "hostile", 2
 A, B, C = SiteId(1), SiteId(2), SiteId(3)
@@ -458,6 +458,49 @@ async def test_another_sites_tails_are_refused(site):
     await link.send(Tails({JournalId(C, Incarnation(1)): (5, 5)}, 0))
     assert await closed(link)
     assert "not_its_journal" in site.codes()
+
+
+async def test_a_peer_says_that_its_journal_has_diverged_until_it_has_another(site):
+    """Whoever catches up does not wait for what such a peer has told; with a journal that goes on it counts again."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(Goodbye("journal_diverged", "another entry at seq 5"))
+    assert await closed(link)
+    assert site.record.has_diverged
+    again = await site.dial()
+    await again.expect(Welcome)
+    await again.send(Tails({JOURNAL: (0, 0)}, 0))
+    await again.expect(Ack)
+    assert not site.record.has_diverged
+
+
+async def test_a_peer_whose_log_was_trimmed_too_far_closes_this_sites_gate_until_it_can_send(site):
+    """Its clients learn which peer it is, and the command that helps."""
+    link = await site.dial()
+    await link.expect(Welcome)
+    await link.send(Goodbye("needs_bootstrap", "the log begins at 9"))
+    assert await closed(link)
+    with pytest.raises(
+        NotWritable, match=r"site alpha no longer holds.*begins at 9.*claudefs-repl bootstrap beta --from alpha"
+    ):
+        site.gate.check_write()
+    again = await site.dial()
+    await again.expect(Welcome)
+    await again.send(Tails({JOURNAL: (0, 0)}, 0))
+    await again.expect(Ack)
+    site.gate.check_write()
+
+
+async def test_a_welcome_tells_which_entries_of_the_dialler_are_the_last_here(site):
+    """The dialler finds out by them whether its journal is still the one that this site has a part of."""
+    link = await site.dial()
+    assert (await link.expect(Welcome)).last_crcs == ()
+    what = block()
+    await link.send(batch(link, 1, what))
+    await link.expect(Ack)
+    await link.aclose()
+    again = await site.dial()
+    assert (await again.expect(Welcome)).last_crcs == (what.crcs[-1], 0)
 
 
 async def test_the_newest_session_of_a_site_wins(site):

@@ -54,10 +54,17 @@ def make_batch(block=None, **changes):
 
 
 EXAMPLES = [
-    (Welcome(CURSORS, {}, ACTIVE, {}), [1, PACKED, EMPTY, ACTIVE, b""]),
+    (Welcome(CURSORS, {}, ACTIVE, {}, ()), [1, PACKED, EMPTY, ACTIVE, b"", b""]),
     (
-        Welcome(CURSORS, {}, ACTIVE, {SiteId(3): Incarnation(2), SiteId(1): Incarnation(1 << 63)}),
-        [1, PACKED, EMPTY, ACTIVE, bytes.fromhex("0100000000000000000000000000008003000000000000000200000000000000")],
+        Welcome(CURSORS, {}, ACTIVE, {SiteId(3): Incarnation(2), SiteId(1): Incarnation(1 << 63)}, (1, 0xFFFFFFFE)),
+        [
+            1,
+            PACKED,
+            EMPTY,
+            ACTIVE,
+            bytes.fromhex("0100000000000000000000000000008003000000000000000200000000000000"),
+            bytes.fromhex("01000000feffffff"),
+        ],
     ),
     (Tails(CURSORS, 1_700_000_000_000_000), [2, PACKED, 1_700_000_000_000_000]),
     (Ack(3, CURSORS, {}, 40), [4, 3, PACKED, EMPTY, 40]),
@@ -119,13 +126,14 @@ journals = st.builds(JournalId, st.integers(1, 2047), st.integers(0, (1 << 64) -
 cursors = st.dictionaries(journals, tails, max_size=4)
 counts = st.integers(0, (1 << 63) - 1)
 currents = st.dictionaries(st.integers(1, 2047), st.integers(0, (1 << 64) - 1), max_size=4)
+crcs = st.lists(st.integers(0, (1 << 32) - 1), max_size=4).map(tuple)
 modes = st.sampled_from([mode.value for mode in SiteMode])
 words = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 details = st.text(st.characters(categories=["L", "N", "P"]), max_size=120)
 sites = st.integers(1, 2047)
 incarnations = st.integers(0, (1 << 64) - 1)
 messages = st.one_of(
-    st.builds(Welcome, cursors, cursors, modes, currents),
+    st.builds(Welcome, cursors, cursors, modes, currents, crcs),
     st.builds(Tails, cursors, counts),
     st.builds(Ack, counts, cursors, cursors, counts),
     st.builds(
@@ -234,6 +242,7 @@ ALIENS = [
 # what is not alien to a field after all: a text is a detail, and so on
 WELCOME_GUESTS = {
     ("Welcome", "current"): {b""},
+    ("Welcome", "last_crcs"): {b""},
     ("Nack", "detail"): {"", "1", "Active\x1b[2J"},
     ("Goodbye", "detail"): {"", "1", "Active\x1b[2J"},
     ("Nack", "incarnation"): {1 << 63},
@@ -436,7 +445,7 @@ def test_broken_cursors_in_a_block_are_refused(vector):
 @pytest.mark.parametrize(
     "message",
     [
-        Welcome({}, {}, "starting", {}),
+        Welcome({}, {}, "starting", {}, ()),
         Tails({}, -1),
         Tails({}, True),
         Ack(1 << 63, {}, {}, 0),

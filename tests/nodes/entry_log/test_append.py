@@ -37,6 +37,22 @@ async def test_a_log_can_begin_behind_what_it_will_never_hold(lab):
         await EntryLog.create(**lab.fields(disk), after=(7, 0))
 
 
+async def test_the_checksum_of_any_entry_can_be_asked_for(lab):
+    """Of the last of each shard at once, of others by reading; 0 for what is not there, before and behind."""
+    disk, writer = lab.FakeStorage(), lab.Writer((7, 0))
+    log = await EntryLog.create(**lab.fields(disk), after=(7, 0))
+    assert log.last_crcs == (0, 0)
+    blocks = [writer.block(0, count=3), writer.block(1), writer.block(0, count=2)]
+    await log.append(blocks)
+    crcs = [*blocks[0].crcs, *blocks[2].crcs]
+    assert log.last_crcs == (crcs[-1], blocks[1].crcs[0])
+    for one in (log, await EntryLog.open(**lab.fields(disk))):
+        assert [await one.crc_at(0, seq) for seq in range(6, 15)] == [0, 0, *crcs, 0, 0]
+        assert [await one.crc_at(1, seq) for seq in range(3)] == [0, blocks[1].crcs[0], 0]
+        assert one.last_crcs == (crcs[-1], blocks[1].crcs[0])
+        await one.close()
+
+
 async def test_blocks_of_a_group_are_one_write_and_one_sync(lab):
     """However many blocks a group has, it costs one write that is synced."""
     disk, writer = lab.FakeStorage(), lab.Writer()
