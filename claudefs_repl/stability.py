@@ -20,7 +20,7 @@ class Word:
 
     Attributes:
         applied: its applied cursors.
-        tails: where its own journals ended.
+        tails: where its own journal ended, and what it held of all others: of a former one others may have to get it yet.
     """
 
     applied: Cursors
@@ -33,12 +33,27 @@ class StableFrontier:
     def __init__(self, peers: Iterable[SiteId]) -> None:
         self._shown: dict[SiteId, Cursors | None] = dict.fromkeys(peers)
         self._waiting: dict[SiteId, list[Word]] = {site: [] for site in self._shown}
+        self._newest: dict[SiteId, Word] = {}
+        self._stale: dict[SiteId, Word] = {}
 
     def hear(self, site: SiteId, word: Word) -> None:
         """Take a peer's word. The oldest that waits to count is kept, and the newest: the site may never stop writing."""
+        if word is self._stale.get(site):
+            return
+        self._newest[site] = word
         waiting = self._waiting[site]
         if not waiting or waiting[-1] is not word:
             self._waiting[site] = [*waiting[:1], word]
+
+    def restart(self) -> None:
+        """Take back what was shown, and wait for words that come after this: a site has begun another journal.
+
+        What it wrote in the former one, and some other site holds, may still come here, and has not seen what the site shows
+        from now on. Whoever holds it says so in the words that come.
+        """
+        self._shown = dict.fromkeys(self._shown)
+        self._waiting = {site: [] for site in self._shown}
+        self._stale = dict(self._newest)
 
     def advance(self, applied: Cursors, *, cut_off: Container[SiteId] = ()) -> Cursors:
         """The causally stable cursors, given what is applied here; empty while a peer that counts has shown nothing.

@@ -114,6 +114,7 @@ class Housekeeper:
         self._stalled: set[SiteId] = set()
         self._written = Evidence()
         self._frontier = StableFrontier(peers)
+        self._current = incarnations.current
         self._is_swept = True
         self.stats = HousekeeperStats(snapshot_applied=None if snapshot is None else snapshot.applied)
 
@@ -226,6 +227,8 @@ class Housekeeper:
         for site_id, record in self._peers.items():
             if record.word is not None:
                 self._frontier.hear(site_id, record.word)
+        if self._has_reincarnated():
+            self._frontier.restart()
         cut_off = [site_id for site_id, record in self._peers.items() if record.cut_off]
         stable = self._frontier.advance(self._store.applied, cut_off=cut_off)
         if stable == self.stats.stable and self._is_swept:
@@ -235,6 +238,11 @@ class Housekeeper:
         self._is_swept = False
         while not self._is_swept and trio.current_time() < until_s:
             self._is_swept = await self._store.forget(stable)
+
+    def _has_reincarnated(self) -> bool:
+        """Whether a peer has been met with another journal since this was last asked."""
+        before, self._current = self._current, self._incarnations.current
+        return any(before.get(site_id, incarnation) != incarnation for site_id, incarnation in self._current.items())
 
     async def _trim(self) -> None:
         if self._snapshot is None:

@@ -51,3 +51,22 @@ def test_what_is_not_applied_here_is_not_stable():
     frontier = StableFrontier([2])
     frontier.hear(2, word({A: (9,), C: (4,)}))
     assert frontier.advance({A: (3,)}) == {A: (3,)}
+
+
+def test_after_a_site_has_begun_another_journal_only_what_comes_later_counts():
+    """Its former entries may be on their way from others, who tell what they hold of them in their next words."""
+    again, former = JournalId(B.origin, Incarnation(22)), B
+    frontier = StableFrontier([2, 3])
+    old = {2: word({A: (4,)}), 3: word({A: (9,)}, journal=C)}
+    for site, one in old.items():
+        frontier.hear(site, one)
+    applied = {A: (9,), former: (5,)}
+    assert frontier.advance(applied) == {A: (4,), former: (0,)}
+    frontier.restart()
+    for site, one in old.items():
+        frontier.hear(site, one)
+    assert frontier.advance(applied) == {}, "words of before do not count"
+    frontier.hear(2, word({A: (9,)}, journal=again))
+    frontier.hear(3, Word({A: (9,)}, {C: (0,), former: (8,)}))
+    assert frontier.advance(applied) == {}, "site 3 holds former entries that are not here yet"
+    assert frontier.advance({A: (9,), former: (8,)}) == {A: (9,), former: (0,)}
