@@ -85,12 +85,15 @@ class FailoverConfig:
         recovery_threshold: consecutive successes for a step up, at least 1.
         check_interval_ms: between two probes of a peer, milliseconds.
         active_active: whether every healthy site takes writes.
+        initial_active: without `active_active`, the site that takes writes once it has caught up after its start; every
+            other one only by an operator's hand.
     """
 
     failure_threshold: int = 3
     recovery_threshold: int = 2
     check_interval_ms: int = 5000
     active_active: bool = True
+    initial_active: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
         Setting("recovery_threshold", 1, 1000, "consecutive successes for a step up"),
         Setting("check_interval_ms", 10, 3_600_000, "between two probes of a peer"),
         Setting("active_active", 0, 1, "whether every healthy site takes writes"),
+        Setting("initial_active", 0, 32, "without active_active, the site that takes writes after its start"),
     ),
     "startup": (Setting("startup_wait_s", 0, 3600, "how long a starting site waits for a first peer"),),
     "rate_limit": (
@@ -157,7 +158,7 @@ def load_cluster(path: Path) -> ClusterConfig:
             )
     known = ", ".join(["cluster", "sites", *SECTIONS])
     problems += [f"{name}: unknown section; there are: {known}" for name in document]
-    problems += _contradictions(sections)
+    problems += _contradictions(sections, [site.name for site in sites])
     if problems or cluster is None:
         raise ConfigInvalid([f"{path}: {problem}" for problem in problems])
     return ClusterConfig(
@@ -191,6 +192,8 @@ def _section_model(section: str) -> type[BaseModel]:
         field: Any
         if isinstance(default, bool):
             field = Field(default, description="true or false")
+        elif isinstance(default, str):
+            field = Field(default, max_length=int(setting.high), description=f"a site's name ({setting.meaning})")
         elif isinstance(default, tuple):
             words = f"a list of {setting.low} to {setting.high} words ({setting.meaning})"
             field = Field(list(default), min_length=int(setting.low), max_length=int(setting.high), description=words)
@@ -258,9 +261,18 @@ def _own_of(name: str, table: object, base: Path) -> Iterator[tuple[str, object]
         yield "a data_dir", (base / data_dir).resolve()
 
 
-def _contradictions(sections: Mapping[str, Any]) -> list[str]:
+def _contradictions(sections: Mapping[str, Any], sites: Sequence[str]) -> list[str]:
     """Values that are in range, but not beside each other."""
     problems = []
+    failover = sections.get("failover")
+    if failover is not None and failover.active_active and failover.initial_active:
+        problems.append("failover.initial_active: expected only with active_active = false")
+    if failover is not None and not failover.active_active and failover.initial_active not in sites:
+        known = ", ".join(sites)
+        problems.append(
+            f"failover.initial_active: expected, with active_active = false, one of the sites ({known}), "
+            f"got {failover.initial_active!r}"
+        )
     journal, replication = sections.get("journal"), sections.get("replication")
     if journal is not None and journal.retention_max_bytes < 2 * journal.segment_bytes:
         problems.append("journal.retention_max_bytes: expected at least twice journal.segment_bytes")
@@ -347,7 +359,7 @@ def _section_lines(section: str, defaults: Mapping[str, Any], chosen: Mapping[st
     lines = []
     for setting in SETTINGS[section]:
         value = chosen.get(setting.key, defaults[setting.key])
-        text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
+        text = json.dumps(value) if isinstance(value, bool | str | list | tuple) else str(value)
         mark = "" if setting.key in chosen else "# "
         lines.append(_commented(f"{mark}{setting.key} = {text}", setting.meaning))
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -91,6 +91,7 @@ async def run_own_health(
     healthy: Callable[[], bool],
     startup_wait_s: float,
     peers_reached: Callable[[], bool],
+    on_caught_up: Callable[[], Awaitable[None]],
     reports: trio.MemorySendChannel[HealthReport],
     logger: FilteringBoundLogger,
 ) -> None:
@@ -107,6 +108,7 @@ async def run_own_health(
     while not caught_up():
         await trio.sleep(poll_s)
     logger.info("caught_up", duration_ms=round((trio.current_time() - began_s) * 1000))
+    await on_caught_up()
     while True:
         own = healthy()
         await reports.send(HealthReport(site_id, own, "ok" if own else "the clock disagrees with most peers"))

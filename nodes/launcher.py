@@ -141,8 +141,8 @@ async def wait_ready(
 async def wait_writable(cluster: ClusterConfig, name: str) -> SiteMode:
     """The mode of a site that serves: as soon as it takes writes, or when one that is well would have done so.
 
-    A site that catches up for long, or whose mode is held by hand, is no failure. Without `active_active` a standby stays
-    one, and is not waited for.
+    A site that catches up for long, or whose mode is held by hand, is no failure. Without `active_active` only the initial
+    active site is waited for.
 
     Raises:
         SiteUnreachable: it ended, or does not answer.
@@ -153,7 +153,8 @@ async def wait_writable(cluster: ClusterConfig, name: str) -> SiteMode:
     while True:
         async with connect_site(cluster, name) as client:
             mode = SiteMode(client.hello["mode"])
-        if mode.is_writable or not failover.active_active or trio.current_time() > deadline:
+        is_to_come = failover.active_active or failover.initial_active == name
+        if mode.is_writable or not is_to_come or trio.current_time() > deadline:
             return mode
         await trio.sleep(POLL_S)
 

@@ -42,7 +42,7 @@ from nodes.conflict_teller import ConflictTeller
 from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.events import make_logger
-from nodes.failover_actor import run_failover_actor, run_own_health
+from nodes.failover_actor import log_own_event, run_failover_actor, run_own_health
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
 from nodes.housekeeper import Housekeeper, make_room_to_start
 from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
@@ -176,7 +176,9 @@ class _Site:
         self._entropy = entropy
         self._rng = rng
         self._logger = logger
-        self._gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
+        failover = cluster.failover
+        becomes_active = failover.active_active or failover.initial_active == site.name
+        self._gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY, becomes_active=becomes_active)
         self._peers = {peer.site_id: PeerRecord(peer) for peer in cluster.peers_of(site.site_id)}
         self._peer_modes = dict.fromkeys(self._peers, SiteMode.ACTIVE_READ_WRITE)
         self._stop = trio.Event()
@@ -440,6 +442,7 @@ class _Site:
                 healthy=lambda: clock_watch.is_in_bounds,
                 startup_wait_s=self._cluster.startup.startup_wait_s,
                 peers_reached=lambda: all(record.first_tails is not None for record in self._peers.values()),
+                on_caught_up=lambda: self._begin_active(running.manager),
                 reports=reports,
                 logger=self._logger,
             )
@@ -528,6 +531,16 @@ class _Site:
             applied=recovered.store.applied,
             tails={own.journal: own.tails},
         )
+
+    async def _begin_active(self, manager: FailoverManager) -> None:
+        """Without `active_active`, health alone makes no standby writable: the configuration says who begins."""
+        failover = self._cluster.failover
+        if failover.active_active or failover.initial_active != self._site.name or self._gate.pinned:
+            return
+        events = await manager.force_mode(self._site.site_id, SiteMode.ACTIVE_READ_WRITE)
+        self._gate.mode = SiteMode.ACTIVE_READ_WRITE
+        for event in events:
+            log_own_event(event, self._logger)
 
     def _note_mode(self, site_id: SiteId, mode: SiteMode) -> None:
         if site_id in self._peer_modes:

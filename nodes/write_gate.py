@@ -30,8 +30,10 @@ class WriteGate:
         pinned: whether an operator holds the mode.
     """
 
-    def __init__(self, site: str, mode: SiteMode) -> None:
+    def __init__(self, site: str, mode: SiteMode, *, becomes_active: bool = True) -> None:
+        """`becomes_active` is whether a standby takes writes by itself in the end."""
         self.site = site
+        self._becomes_active = becomes_active
         self._reasons: dict[str, str] = {}
         self.mode = mode
         self.pinned = False
@@ -72,6 +74,11 @@ class WriteGate:
             raise NotWritable(
                 f"site {self.site} is {self.mode.value} and takes no writes: an operator holds that mode; release it with: "
                 f"claudefs-repl mode {self.site} --release"
+            )
+        if not self.mode.is_writable and not self._becomes_active:
+            raise NotWritable(
+                f"site {self.site} is {self.mode.value} and takes no writes: with active_active = false it takes them by "
+                f"an operator's hand only: claudefs-repl mode {self.site} active --pin"
             )
         if not self.mode.is_writable:
             raise NotWritable(

@@ -178,3 +178,22 @@ async def test_a_forced_mode_is_an_event_and_a_pin_follows_it(make_lab: Any) -> 
     await lab.start("alpha")
     [answer] = (await ask_sites(lab.cluster, ["alpha"], "mode")).values()
     assert (answer["mode"], answer["pinned"]) == ("DegradedAcceptWrites", True)
+
+
+async def test_without_active_active_only_the_initial_site_takes_writes_by_itself(make_lab: Any) -> None:
+    """The configuration names who begins; another site is made writable by hand, and says how."""
+    failover = {**PROBED["failover"], "active_active": False, "initial_active": "beta"}
+    lab = await make_lab(2, settings={**PROBED, "failover": failover}, start=False)
+    await lab.launcher.start_all()
+    await lab.until_event("beta", "mode_changed", mode="ActiveReadWrite")
+    await lab.ok("write", "beta:/file", stdin=b"x")
+    refused = await lab.cli("write", "alpha:/other", stdin=b"x")
+    assert refused.code == 3
+    assert "claudefs-repl mode alpha active --pin" in refused.err
+    await lab.ok("mode", "alpha", "active", "--pin")
+    await lab.ok("write", "alpha:/other", stdin=b"x")
+    await lab.converge()
+    await lab.kill("beta")
+    await lab.launcher.start("beta")
+    await lab.until_event("beta", "mode_changed", 2, mode="ActiveReadWrite")
+    await lab.ok("write", "beta:/again", stdin=b"x")

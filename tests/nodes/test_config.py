@@ -74,6 +74,8 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
             default = getattr(defaults, setting.key)
             if isinstance(default, bool):
                 value = not default
+            elif isinstance(default, str):
+                value = "alpha"
             elif isinstance(default, tuple):
                 value = ("a word",) * int(setting.high)
             else:
@@ -83,6 +85,16 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     cluster = load_cluster(write(tmp_path, text))
     for (section, key), value in expected.items():
         assert getattr(getattr(cluster, section), key) == value
+
+
+def test_the_initial_active_site_is_named_where_it_counts(tmp_path: Path) -> None:
+    """With a single active site the configuration says which; where all are active there is none."""
+    (problem,) = problems_of(tmp_path, f"{GOOD}[failover]\nactive_active = false\n")
+    assert problem.startswith(
+        "failover.initial_active: expected, with active_active = false, one of the sites (alpha, beta)"
+    )
+    (problem,) = problems_of(tmp_path, f'{GOOD}[failover]\ninitial_active = "alpha"\n')
+    assert problem == "failover.initial_active: expected only with active_active = false"
 
 
 @pytest.mark.parametrize("offset_s", ["3600", "-0.5", "0"])
@@ -107,7 +119,7 @@ def test_the_table_of_settings_has_every_field_of_the_topology() -> None:
         assert [setting.key for setting in SETTINGS[section]] == list(values_type.__dataclass_fields__)
         for setting in SETTINGS[section]:
             default = getattr(values_type(), setting.key)
-            assert setting.low <= (len(default) if isinstance(default, tuple) else default) <= setting.high
+            assert setting.low <= (len(default) if isinstance(default, tuple | str) else default) <= setting.high
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
