@@ -118,7 +118,9 @@ class _Group:
         self._fold = fold
         self._source = source
         self._view = View(fold.connection)
-        self._seen = encode_cursors(fold.applied, source.shard_count)
+        # Of its own journal an entry has seen all that is before it. To tell that would give each group a vector of its own.
+        others = {journal: seqs for journal, seqs in fold.applied.items() if journal != source.journal}
+        self._seen = encode_cursors(others, source.shard_count)
         self._run = fold.causality.name_of(self._seen)
         self._next_seqs = list(source.next_seqs)
         fold.causality.begin_local(source.next_seqs)

@@ -174,3 +174,37 @@ def test_bytes_that_their_own_run_cut_off_still_win_against_a_hole(memory_site, 
     expected = sorted(ConflictModel(facts_of_all(pair)).found)
     assert [conflict.kind for conflict in expected] == ["content"]
     assert [found_by(site) for site in pair] == [expected, expected]
+
+
+def test_a_claim_that_a_later_one_of_its_run_covers_still_wins_against_another(pair):
+    """A name is given to one file, then to a second one that somebody else gave it too: that claim has lost to the first."""
+    alpha, beta = pair
+    first, second = alpha.do(
+        local.CreateFile(1, b"first", 0o600, 0, 0, 0), local.CreateFile(1, b"second", 0o600, 0, 0, 0)
+    )
+    beta.pull(alpha)
+    alpha.wall_us += 1
+    alpha.do(local.MakeLink(second.inode, 1, b"a"))
+    beta.wall_us = alpha.wall_us + 1
+    beta.do(local.MakeLink(first.inode, 1, b"a"), local.Remove(1, b"a"), local.MakeLink(second.inode, 1, b"a"))
+    beta.pull(alpha)
+    alpha.pull(beta)
+    expected = sorted(ConflictModel(facts_of_all(pair)).found)
+    assert [conflict.kind for conflict in expected] == ["name"]
+    assert [found_by(site) for site in pair] == [expected, expected]
+
+
+def test_changes_of_several_requests_are_one_run_while_nothing_else_is_heard(pair):
+    """Of twenty writes that had heard the same of other sites, only the last is told as the loser."""
+    alpha, beta = pair
+    (made,) = alpha.do(local.CreateFile(1, b"f", 0o600, 0, 0, 0))
+    beta.pull(alpha)
+    for number in range(20):
+        alpha.do(local.WriteData(made.inode, 0, b"a%d" % (number % 10)))
+    beta.wall_us = alpha.wall_us + 1000
+    for number in range(20):
+        beta.do(local.WriteData(made.inode, 0, b"b%d" % (number % 10)))
+    alpha.pull(beta)
+    beta.pull(alpha)
+    assert len(found_by(alpha)) == 1
+    assert found_by(beta) == found_by(alpha) == sorted(ConflictModel(facts_of_all(pair)).found)
