@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +13,13 @@ from claudefs_repl.journal import Inode
 from claudefs_repl.operations import path_text
 from nodes.commands import ops, remote
 from nodes.commands.remote import RemoteNode, SiteClient
-from nodes.commands.restore import Found, attribute_text, read_lost
+from nodes.commands.restore import Found, Read, attribute_text, read_lost
 from nodes.commands.tree import Kind
 
 DIFF_BYTES_MAX = 1 << 20
 """Of each text: of larger ones sizes and hashes are told."""
 VALUE_SHOWN_BYTES = 256
 """Of the value of an extended attribute, for people; JSON has all of it."""
-_Read = Callable[[int, int], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Version:
 
     text: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    content: _Read | None = None
+    content: Read | None = None
     size: int = 0
 
 
@@ -188,7 +187,7 @@ async def _text(version: Version) -> str | None:
         return None
 
 
-async def _read_all(content: _Read) -> bytes:
+async def _read_all(content: Read) -> bytes:
     data = b""
     while more := await content(len(data), ops.CHUNK_BYTES):
         data += more

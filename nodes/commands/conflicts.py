@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from claudefs_repl.error import ReplError
+from claudefs_repl.error import OperationRefused, ReplError
 from claudefs_repl.operations import path_text
 from claudefs_repl.topology import ClusterConfig
 from nodes.client import connect_site
@@ -268,7 +268,7 @@ def restore(cluster: ClusterConfig, site: str, conflict: str, loser: bool, to: s
     name           the object that lost gets the name, what has it becomes NAME.replaced-ID; --as names the object
     move           a directory moves where the loser put it; of a file's two names the winner's goes
     move_delete    the removal that lost is done, or the rename is
-    delete_modify  the changed object gets its name again; --as gives it another one
+    delete_modify  a copy of the changed object gets its name again; --as gives it another one
     rmdir_create   the directory is removed, if it is empty by now
     cycle          the move is tried again
 
@@ -319,15 +319,19 @@ def accept_conflicts(cluster: ClusterConfig, site: str, ids: Sequence[str], as_j
 
 
 async def _accept(cluster: ClusterConfig, site: str, ids: Sequence[str]) -> dict[str, str | ReplError]:
+    """For each id as it was given the whole id, or why it was not accepted."""
     outcomes: dict[str, str | ReplError] = {}
+    found: dict[str, Found] = {}
     async with connect_site(cluster, site) as client:
         for name in dict.fromkeys(ids):
             try:
-                found = await remote.ask(client, "conflict", id=name)
-                await accept(client, found)
-                outcomes[name] = found["id"]
-            except ReplError as error:
-                outcomes[name] = error
+                found[name] = await remote.ask(client, "conflict", id=name)
+                outcomes[name] = found[name]["id"]
+            except OperationRefused as refused:
+                outcomes[name] = refused
+        for name, why_not in zip(found, await accept(client, list(found.values())), strict=True):
+            if why_not is not None:
+                outcomes[name] = why_not
     return outcomes
 
 

@@ -6,19 +6,22 @@ What was begun and cut off is finished by running it again: each step is found d
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from claudefs_repl.error import OperationRefused
-from claudefs_repl.journal import NAME_BYTES_MAX, Inode
+from claudefs_repl.journal import NAME_BYTES_MAX, ROOT_INODE, Inode
 from claudefs_repl.operations import path_text
 from nodes.commands import ops, remote
-from nodes.commands.remote import RemoteNode, SiteClient
+from nodes.commands.remote import RemoteNode, SiteClient, SubmitRefused
 from nodes.commands.tree import Kind
 
 Found = Mapping[str, Any]
 """A conflict, as the client service's `conflict` tells of it."""
+Read = Callable[[int, int], Awaitable[bytes]]
+"""Bytes at an offset of some content; fewer only at its end."""
 KEPT_NAMES_MAX = 100
 """Names that are tried for what makes way."""
 WAYS_MAX = 100
@@ -67,14 +70,24 @@ async def restore_loser(client: SiteClient, found: Found, to: bytes | None, *, n
     return await _undo_move(client, found)
 
 
-async def accept(client: SiteClient, found: Found) -> None:
-    """Settle a conflict as it is.
+async def accept(client: SiteClient, conflicts: Sequence[Found]) -> list[OperationRefused | None]:
+    """Settle conflicts as they are, many with one sync.
+
+    Returns:
+        for each of them None, or why not: it is settled already, or gone.
 
     Raises:
-        OperationRefused: it is settled already, or gone.
         ClientError: the site takes no writes, or went away.
     """
-    await remote.submit(client, [_settle(found, "accepted")])
+    outcomes: list[OperationRefused | None] = []
+    while len(outcomes) < len(conflicts):
+        at_once = conflicts[len(outcomes) : len(outcomes) + ops.SUBMIT_OPS_MAX]
+        try:
+            done = await remote.submit(client, [_settle(found, "accepted") for found in at_once])
+            outcomes += [None] * len(done)
+        except SubmitRefused as refused:
+            outcomes += [*([None] * len(refused.done)), refused]
+    return outcomes
 
 
 def _settle(found: Found, how: str) -> ops.Op:
@@ -106,60 +119,55 @@ async def _put_back(client: SiteClient, found: Found) -> str:
 async def _put_beside(client: SiteClient, found: Found, to: bytes, now_ns: int) -> str:
     lost = _kept_content(found)
     parent, name = await _new_place(client, to)
-    # Whoever may not see the owner here cannot give it to another file either: so as it is shown.
-    node = RemoteNode.of(await remote.ask(client, "stat", inode=found["object"], as_written=False))
 
-    async def read(offset: int) -> bytes:
-        return await read_lost(client, found, offset, ops.CHUNK_BYTES)
+    async def read(offset: int, length: int) -> bytes:
+        return await read_lost(client, found, offset, length)
 
-    made = await _copy_file(client, node, lost["size"], read)
+    node = replace(await _node(client, found["object"], as_written=False), size=lost["size"], mtime_ns=now_ns)
+    naming = await _make_copy(client, node, read, parent.inode, name)
     with _free(to):
-        steps = [
-            ops.set_attributes(made, mtime_ns=now_ns),
-            ops.name_file(made, parent.inode, name) | {"replace": False},
-        ]
-        await _finish(client, found, *steps)
+        await _finish(client, found, *naming)
     return f"{path_text(to)} is the file with what was lost, {lost['size']:,} bytes"
 
 
-async def _copy_file(client: SiteClient, node: RemoteNode, size: int, read: Callable[[int], Awaitable[bytes]]) -> Inode:
-    """A new file without a name, with a file's attributes and the content that is read at each offset."""
-    create = ops.create_nameless(mode=node.mode, uid=node.uid, gid=node.gid, mtime_ns=node.mtime_ns)
-    made = (await remote.submit(client, [create]))[0]
-    await remote.submit(client, [ops.truncate(made, size)])
-    for at in range(0, size, ops.CHUNK_BYTES):
-        data = await read(at)
+async def _make_copy(client: SiteClient, node: RemoteNode, read: Read, parent: int, name: bytes) -> list[ops.Op]:
+    """Make a file, symbolic link or empty directory like another; the last steps, by which it gets its name, are left."""
+    place = {"uid": node.uid, "gid": node.gid, "mtime_ns": node.mtime_ns}
+    xattrs = await remote.read_xattrs(client, node.inode)
+    if node.kind is Kind.DIR:
+        made_dir = ops.make_directory(parent, name, mode=node.mode, exist_ok=False, **place)
+        return [made_dir, *ops.change_xattrs(-1, xattrs, {})]
+    if node.target is not None:
+        return [ops.make_symlink(parent, name, target=node.target, **place), *ops.change_xattrs(-1, xattrs, {})]
+    made = (await remote.submit(client, [ops.create_nameless(mode=node.mode, **place)]))[0]
+    await remote.submit(client, [ops.truncate(made, node.size)])
+    for at in range(0, node.size, ops.CHUNK_BYTES):
+        data = await read(at, ops.CHUNK_BYTES)
         if data.count(0) < len(data):  # holes stay holes
             await remote.submit(client, ops.write(made, at, data))
-    settings = ops.change_xattrs(made, await remote.read_xattrs(client, node.inode), {})
+    settings = ops.change_xattrs(made, xattrs, {})
     for at in range(0, len(settings), ops.XATTRS_A_REQUEST):
         await remote.submit(client, settings[at : at + ops.XATTRS_A_REQUEST])
-    return made
+    return [ops.set_attributes(made, mtime_ns=node.mtime_ns), ops.name_file(made, parent, name) | {"replace": False}]
 
 
-async def _made_again(client: SiteClient, found: Found, parent: int, name: bytes) -> list[ops.Op]:
-    """A copy of an object that has no name left, in a place; the last steps are returned.
+async def _copy_of_removed(client: SiteClient, inode: int, parent: int, name: bytes) -> list[ops.Op]:
+    """The last steps, which give a name to a copy of an object that has none any more.
 
-    The object itself may be reclaimed at other sites by now, and no longer be there to get a name.
+    The object itself stays without one: another site may have given its content up, and could not show it.
     """
-    node = await _node(client, found["inode"])
-    if node.kind is Kind.DIR:
-        raise OperationRefused(errno.ENOENT, f"the directory that lost was removed since; {_ACCEPT_IT}")
-    if node.kind is Kind.SYMLINK:
-        assert node.target is not None
-        owner = {"uid": node.uid, "gid": node.gid}
-        return [ops.make_symlink(parent, name, **owner, mtime_ns=node.mtime_ns, target=node.target)]
+    node = await _node(client, inode, as_written=False)
 
-    async def read(offset: int) -> bytes:
-        return await remote.read_range(client, node.inode, offset, min(ops.CHUNK_BYTES, node.size - offset))
+    async def read(offset: int, length: int) -> bytes:
+        return await remote.read_range(client, node.inode, offset, length)
 
-    made = await _copy_file(client, node, node.size, read)
-    times = ops.set_attributes(made, mtime_ns=node.mtime_ns)
-    return [times, ops.name_file(made, parent, name) | {"replace": False}]
+    return await _make_copy(client, node, read, parent, name)
 
 
 async def _set_value(client: SiteClient, found: Found) -> str:
     inode, detail, value = found["object"], found["detail"], found["value"]
+    if inode != ROOT_INODE:
+        _own_path(found, f"what the attribute is of has no name any more; {_ACCEPT_IT}")
     if found["kind"] == "attribute":
         await _finish(client, found, ops.set_attributes(inode, **{detail.decode(): value}))
         return f"{detail.decode()} of {_shown_path(found)} is {attribute_text(detail, value)}"
@@ -196,11 +204,11 @@ async def _name(client: SiteClient, found: Found, to: bytes | None) -> str:
 
 
 async def _naming(client: SiteClient, found: Found, parent: int, name: bytes) -> list[ops.Op]:
-    """What gives an object a free name: a move from where it shows, or a copy if it shows nowhere."""
+    """What gives an object a free name: a move from where it shows; if it shows nowhere, a copy gets it."""
     if found["names"]:
         shown = found["names"][0]
         return [ops.move(shown["parent"], shown["name"], parent, name, replace=False)]
-    return await _made_again(client, found, parent, name)
+    return await _copy_of_removed(client, found["inode"], parent, name)
 
 
 async def _make_way(client: SiteClient, parent: int, name: bytes, conflict: str) -> bytes:
@@ -219,14 +227,14 @@ async def _make_way(client: SiteClient, parent: int, name: bytes, conflict: str)
 
 
 async def _bring_back(client: SiteClient, found: Found, to: bytes | None) -> str:
-    await _node(client, found["inode"])
     if to is None:
         parent, name, to = _place(found)
     else:
         directory, name = await _new_place(client, to)
         parent = directory.inode
+    naming = await _copy_of_removed(client, found["inode"], parent, name)
     with _free(to):
-        await _finish(client, found, *await _made_again(client, found, parent, name))
+        await _finish(client, found, *naming)
     return f"{path_text(to)} is back with its changes"
 
 
@@ -249,7 +257,6 @@ async def _remove_directory(client: SiteClient, found: Found) -> str:
 
 async def _move_directory(client: SiteClient, found: Found) -> str:
     parent, name, path = _place(found)
-    node = await _node(client, found["inode"])
     if found["names"]:
         shown = found["names"][0]
         try:
@@ -266,12 +273,8 @@ async def _move_directory(client: SiteClient, found: Found) -> str:
             ) from refused
         return f"{path_text(shown['path'])} is moved to {path_text(path)}"
     # It was empty when it was removed: one like it is all that was lost.
-    xattrs = await remote.read_xattrs(client, node.inode)
-    made = ops.make_directory(
-        parent, name, mode=node.mode, uid=node.uid, gid=node.gid, mtime_ns=node.mtime_ns, exist_ok=False
-    )
     with _free(path):
-        await _finish(client, found, made, *ops.change_xattrs(-1, xattrs, {}))
+        await _finish(client, found, *await _copy_of_removed(client, found["inode"], parent, name))
     return f"{path_text(path)} is made again"
 
 
@@ -297,8 +300,10 @@ async def _undo_move(client: SiteClient, found: Found) -> str:
     with _free(path):
         if won is not None:
             await _finish(client, found, ops.move(won["parent"], won["name"], parent, name, replace=False))
+        elif found["names"]:
+            await _finish(client, found, ops.link(found["inode"], parent, name))
         else:
-            await _finish(client, found, *await _made_again(client, found, parent, name))
+            await _finish(client, found, *await _copy_of_removed(client, found["inode"], parent, name))
     return f"{path_text(path)} has the file again"
 
 
@@ -313,9 +318,10 @@ def attribute_text(detail: bytes, value: Any) -> str:
     return f"{value:04o}" if detail == b"mode" and isinstance(value, int) else str(value)
 
 
-async def _node(client: SiteClient, inode: int) -> RemoteNode:
+async def _node(client: SiteClient, inode: int, *, as_written: bool = True) -> RemoteNode:
+    """An object by number; one that is to be copied with the owner as it is shown, because the copy is this site's own."""
     try:
-        return RemoteNode.of(await remote.ask(client, "stat", inode=inode, as_written=True))
+        return RemoteNode.of(await remote.ask(client, "stat", inode=inode, as_written=as_written))
     except OperationRefused as refused:
         if refused.errno != errno.ENOENT:
             raise

@@ -305,7 +305,7 @@ class _Group:
         return _Planned(inode, RemoveXattr(op.name))
 
     def _plan_settle(self, op: Settle) -> _Planned:
-        # What brought a removed object back has hidden its conflict by now: it is asked for what is recorded.
+        # One whose object got a name meanwhile is hidden, and settled all the same: it may show again.
         found = recorded_conflict(self._fold.connection, op.conflict)
         if found is None:
             raise OperationRefused(errno.ENOENT, f"no such conflict: {op.conflict.hex()}")

@@ -287,6 +287,52 @@ async def test_a_removed_file_that_was_changed_gets_a_name_again(pair, known, to
     two.do(WriteData(known, 0, b"BB"))
     await restore(pair, "delete_modify", to)
     assert content(one, to or b"/f") == b"BB23456789"
+    assert one.view.resolve(to or b"/f").mode == 0o644
+
+
+async def test_a_removed_file_comes_back_also_where_its_content_was_given_up(pair, known):
+    """What a site restores reaches those that kept nothing of it: the trees are equal, and have all of it."""
+    one, two = pair
+    one.do(SetX(known, b"user.a", b"1"))
+    two.pull(one)
+    one.do(Remove(1, b"f"))
+    two.do(WriteData(known, 0, b"BB"), TruncateFile(known, 200_000))
+    meet(one, two)
+    one.connection.execute("UPDATE conflict SET is_kept = 0")
+    for _ in range(3):
+        for site, other in ((one, two), (two, one)):
+            site.hear_and_forget([other], heard=[True])
+    with pytest.raises(OperationRefused):
+        one.view.stat(known)
+    with pytest.raises(OperationRefused, match="another site may have it still"):
+        await restore_loser(StoreClient(one), await details(one, "delete_modify"), None, now_ns=NOW_NS)
+    await restore(pair, "delete_modify")
+    assert content(one, b"/f") == b"BB23456789" + bytes(199_990)
+    assert one.view.xattrs(one.view.resolve(b"/f").inode) == {b"user.a": b"1"}
+
+
+async def test_what_lost_a_name_and_was_removed_since_comes_back_under_it(pair):
+    """A copy of it has the name; what showed it is kept beside."""
+    one, two = pair
+    make_file(one, b"n", b"one")
+    make_file(two, b"n", b"two")
+    meet(one, two)
+    (loser,) = [name for name in two.listing() if name != b"n"]
+    two.do(Remove(1, loser))
+    await restore(pair, "name")
+    assert content(one, b"/n") == b"one"
+    assert {content(one, b"/" + name) for name in one.listing()} == {b"one", b"two"}
+
+
+async def test_an_attribute_of_what_has_no_name_any_more_is_not_restored(pair, known):
+    """The refusal says so and what is left to do."""
+    one, two = pair
+    one.do(SetAttributes(known, mode=0o600))
+    two.do(SetAttributes(known, mode=0o640))
+    meet(one, two)
+    two.do(Remove(1, b"f"))
+    with pytest.raises(OperationRefused, match="no name any more; or accept"):
+        await restore_loser(StoreClient(two), await details(two, "attribute"), None, now_ns=NOW_NS)
 
 
 async def test_a_removed_file_whose_directory_went_too_needs_another_place(pair):
@@ -356,16 +402,33 @@ async def test_what_is_settled_is_not_settled_again(pair, known):
     meet(one, two)
     client = StoreClient(two)
     found = await details(two, "content")
-    await accept(client, found)
-    with pytest.raises(OperationRefused, match="settled already: accepted") as refused:
-        await accept(client, found)
-    assert refused.value.errno == errno.EALREADY
+    assert await accept(client, [found]) == [None]
+    (refused,) = await accept(client, [found])
+    assert refused.errno == errno.EALREADY
+    assert "settled already: accepted" in str(refused)
     found = await client.call("conflict", id=found["id"])
     with pytest.raises(OperationRefused, match="settled already: accepted"):
         await restore_loser(client, found, None, now_ns=NOW_NS)
     meet(one, two)
     assert [found.resolution for found in page_conflicts(one.connection, None, 10)] == ["accepted"]
     assert page_conflicts(one.connection, None, 10, is_open=True) == []
+
+
+async def test_many_are_accepted_with_few_requests_and_those_that_cannot_be_are_told(pair):
+    """One that is settled already, in the middle of many, keeps no other from being settled."""
+    one, two = pair
+    inodes = [make_file(one, b"%d" % number) for number in range(7)]
+    two.pull(one)
+    for site, mode in ((one, 0o600), (two, 0o640)):
+        site.do(*(SetAttributes(inode, mode=mode) for inode in inodes))
+    meet(one, two)
+    client = StoreClient(two)
+    found = [await client.call("conflict", id=each.id) for each in page_conflicts(two.connection, None, 10)]
+    await accept(client, found[3:4])
+    outcomes = await accept(client, found)
+    assert [outcome is None for outcome in outcomes] == [True] * 3 + [False] + [True] * 3
+    assert page_conflicts(two.connection, None, 10, is_open=True) == []
+    assert client.submits == 3
 
 
 async def test_a_place_that_is_taken_or_makes_no_sense_is_refused_before_anything_is_done(pair, known):

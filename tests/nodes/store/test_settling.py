@@ -85,21 +85,26 @@ def test_what_is_no_conflict_or_settled_already_is_refused(rivals):
     assert refusal(one, Settle(number, How.RESTORED)) == errno.EALREADY
 
 
-def test_a_conflict_whose_object_got_a_name_in_the_same_request_is_settled_with_it(pair):
-    """Bringing a removed file back hides its conflict, and still settles it: it stays settled when the file goes again."""
+def test_a_conflict_whose_object_got_a_name_meanwhile_is_settled_all_the_same(pair, memory_site):
+    """A link that comes from elsewhere hides the conflict; settled meanwhile, it is settled when it shows again."""
     one, two = pair
+    three = memory_site(3)
     inode = make_file(one, b"f")
     two.pull(one)
+    three.pull(one)
+    three.do(MakeLink(inode, 1, b"g"))
     one.do(Remove(1, b"f"))
     two.do(WriteData(inode, 0, b"x"))
     meet(one, two)
     (found,) = page_conflicts(two.connection, None, 10)
-    two.do(MakeLink(inode, 1, b"f"), Settle(bytes.fromhex(found.id), How.RESTORED))
+    two.pull(three)
     assert page_conflicts(two.connection, None, 10) == []
-    two.do(Remove(1, b"f"))
-    meet(one, two)
-    for site in pair:
+    two.do(Settle(bytes.fromhex(found.id), How.RESTORED))
+    two.do(Remove(1, b"g"))
+    meet(one, two, three)
+    for site in (one, two, three):
         assert [each.resolution for each in page_conflicts(site.connection, None, 10)] == ["restored"]
+    three.close()
 
 
 def test_clients_cannot_write_resolutions_as_attributes(rivals):
