@@ -98,7 +98,8 @@ def render_trace(told: Mapping[str, Any]) -> Group:
         if "unreachable" in site:
             table.add_row(name, "?", _acked(origin, name), "?", Text(site["unreachable"], "red"))
             continue
-        acked = "made here" if name == told["origin"] else _acked(origin, name)
+        made_here = "made here" if site["durable"] else "-"
+        acked = made_here if name == told["origin"] else _acked(origin, name)
         table.add_row(
             name,
             _passing(site["durable"]),

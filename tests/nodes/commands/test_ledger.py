@@ -73,3 +73,11 @@ def test_a_trace_without_content_says_why() -> None:
     shown = lines(ledger.render_trace(told({"beta": site()}, content=None, content_missing="it was trimmed")))
     assert shown[1] == "what it is, is not known: it was trimmed"
     assert "?" in shown[3]
+
+
+def test_an_entry_that_nobody_has_was_made_nowhere() -> None:
+    """What is asked for beyond the end of a journal is not said to be there."""
+    nothing = site(durable=None, applied=None, shows=None, peers={"beta": {"sent": False, "acked": None}})
+    sites = {"alpha": nothing, "beta": site(durable=None, applied=None, shows=None)}
+    shown = lines(ledger.render_trace(told(sites, content=None, content_missing="no site that was asked has it")))
+    assert [line.split() for line in shown[3:5]] == [["alpha", "-", "-", "-"], ["beta", "-", "not", "sent", "-"]]
