@@ -22,7 +22,7 @@ from claudefs_repl.health import clock_in_bounds, explain_clock
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.reincarnation import Holdings, LostRange, lost_ranges, needed, to_close
 from claudefs_repl.topology import ClusterConfig, SiteConfig
-from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch
+from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch, log_bootstrap
 from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot, find_common
 from nodes.bootstrap_old import OldLogs, read_closed
 from nodes.client import SiteUnreachable
@@ -63,10 +63,11 @@ async def bootstrap_site(
     try:
         wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
         finished = await finish_switch(storage)
+        logger = make_logger(events_path(site), site.name, wall_clock)
         if finished is not None:
+            log_bootstrap(finished, logger)
             return finished
         old = await read_identity(cluster, site, storage)
-        logger = make_logger(events_path(site), site.name, wall_clock)
         incarnation = Incarnation(int.from_bytes(os.urandom(8), "big"))
         identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, incarnation)
         dialing = Dialing(
@@ -138,7 +139,7 @@ class _Bootstrap:
         report = self._report(source, without, fetch.size_bytes, built, lost, old.damage)
         await begin_switch(self._storage, report)
         await finish_switch(self._storage)
-        self._tell(report)
+        log_bootstrap(report, self._logger)
         return report
 
     async def _ask_all(self, without: Sequence[str]) -> dict[SiteId, Answer]:
@@ -196,7 +197,10 @@ class _Bootstrap:
             }
             site_id = max(seqs, key=lambda one: seqs[one])
             peer = next(site for site in self._cluster.sites if site.site_id == site_id)
-            common.append(await find_common(self._queries, peer, log, shard, seqs[site_id]))
+            try:
+                common.append(await find_common(self._queries, peer, log, shard, seqs[site_id]))
+            except PeerUnreachable as error:
+                raise SiteUnreachable(f"{error}; run the same command again") from error
         return tuple(common)
 
     def _lost(
@@ -220,7 +224,7 @@ class _Bootstrap:
         lost: Sequence[LostRange],
         damage: Sequence[str],
     ) -> dict[str, Any]:
-        """What the command prints, and the site's log keeps."""
+        """What the command prints, and `log_bootstrap` logs."""
         return {
             "site": self._site.name,
             "from": source.name,
@@ -236,29 +240,3 @@ class _Bootstrap:
             "refused_file": str(self._site.data_dir / built.refused_file) if built.refused_file else None,
             "lost": [{**asdict(one), "journal": str(one.journal)} for one in lost],
         }
-
-    def _tell(self, report: Mapping[str, Any]) -> None:
-        for one in report["lost"]:
-            self._logger.error(
-                "entries_lost",
-                journal=one["journal"],
-                shard=one["shard"],
-                first_seq=one["first_seq"],
-                last_seq=one["last_seq"],
-            )
-        for one in report["refused"]:
-            self._logger.warning(
-                "entry_not_journaled_again",
-                journal=report["former_journal"],
-                shard=one["shard"],
-                seq=one["seq"],
-                reason=one["reason"],
-            )
-        self._logger.info(
-            "bootstrapped",
-            peer=report["from"],
-            journal=report["journal"],
-            fetched_bytes=report["fetched_bytes"],
-            journaled_again=report["journaled_again"],
-            refused=len(report["refused"]),
-        )

@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from structlog.typing import FilteringBoundLogger
+
 from claudefs_repl.checkpoint import equal
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import WorldError
@@ -249,3 +251,31 @@ async def finish_switch(storage: Storage) -> dict[str, Any] | None:
     await storage.remove(DONE_DIR)
     report: dict[str, Any] = json.loads(content)
     return report
+
+
+def log_bootstrap(report: Mapping[str, Any], logger: FilteringBoundLogger) -> None:
+    """Log what a bootstrap came to, once its switch is done."""
+    for one in report["lost"]:
+        logger.error(
+            "entries_lost",
+            journal=one["journal"],
+            shard=one["shard"],
+            first_seq=one["first_seq"],
+            last_seq=one["last_seq"],
+        )
+    for one in report["refused"]:
+        logger.warning(
+            "entry_not_journaled_again",
+            journal=report["former_journal"],
+            shard=one["shard"],
+            seq=one["seq"],
+            reason=one["reason"],
+        )
+    logger.info(
+        "bootstrapped",
+        peer=report["from"],
+        journal=report["journal"],
+        fetched_bytes=report["fetched_bytes"],
+        journaled_again=report["journaled_again"],
+        refused=len(report["refused"]),
+    )

@@ -214,6 +214,7 @@ async def _run_session(
     log.reader(start)  # raises if entries behind the cursor were trimmed
     progress = SendProgress(window_batches=config.window_batches, window_bytes=config.window_bytes)
     progress.begin(log.journal, start)
+    record.note_all(received=welcome.received, applied=welcome.applied)
     record.ahead = record.cut_off = False
     record.note_acked(trio.current_time(), start)
     record.progress = progress
@@ -300,7 +301,9 @@ class _Sender:
                 if trio.current_time() < self._record.held_back_until_s.get(journal, 0.0):
                     continue
                 # The peer may have more of it than is here: from another peer, or because it is its own.
-                start = tuple(map(min, cursor_of(welcome.received, journal, log.shard_count), log.tails))
+                start = tuple(map(min, cursor_of(self._record.received, journal, log.shard_count), log.tails))
+                if any(first > seq + 1 for first, seq in zip(log.firsts, start, strict=True)):
+                    continue  # whoever reaches back further sends it that far
                 self._progress.begin(journal, start, is_shared=True)
                 nursery.start_soon(self.send_journal, log, start)
             with trio.move_on_after(FORMER_POLL_S):
@@ -320,6 +323,10 @@ class _Sender:
                     throttled_s = await take_turn(self._limiter, self._record.site.site_id, len(block.body))
                     self._record.throttled_s += throttled_s
                     await self._send_batch(log.journal, block)
+        except GapInLog:
+            # Of the own log nobody else has it; a former one was trimmed because all peers have it.
+            if log is self._log:
+                raise
         finally:
             with trio.CancelScope(shield=True):
                 await reader.close()

@@ -124,7 +124,7 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
     record.word = Word(pong.applied, {**pong.received, **pong.tails})
     record.note_tails(pong.tails)
-    record.note_cursors(received=pong.received, applied=pong.applied)
+    record.note_all(received=pong.received, applied=pong.applied)
 
 
 async def serve_probe(

@@ -84,6 +84,11 @@ class PeerRecord:
             if journal.origin == self.site.site_id:
                 self.told[journal] = join(self.told.get(journal, seqs), seqs)
 
+    def note_all(self, *, received: Cursors, applied: Cursors) -> None:
+        """Take what the peer just told of all journals: what is not in it, the peer does not have."""
+        self.received = received
+        self.applied = applied
+
     def note_cursors(self, *, received: Cursors, applied: Cursors) -> None:
         """Take what the peer just told of some journals' durable cursors and of all applied ones."""
         self.received = {**self.received, **received}

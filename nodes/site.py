@@ -30,7 +30,7 @@ from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
-from nodes.bootstrap_build import finish_switch
+from nodes.bootstrap_build import finish_switch, log_bootstrap
 from nodes.bootstrap_source import BootstrapSource
 from nodes.client_service import ClientService
 from nodes.clock_watch import ClockWatch
@@ -59,7 +59,7 @@ from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
 from nodes.trace import Tracer
-from nodes.write_gate import WriteGate
+from nodes.write_gate import FORMER, WriteGate, remedy_anew
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing
 
@@ -82,11 +82,13 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     storage = DiskStorage(site.data_dir)
     await storage.lock(LOCK_NAME)
     try:
-        await finish_switch(storage)
+        bootstrapped = await finish_switch(storage)
         # Before a line is logged: the directory, and the log in it, may be another site's.
         await read_identity(cluster, site, storage)
         wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
         logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
+        if bootstrapped is not None:
+            log_bootstrap(bootstrapped, logger)
         try:
             await _Site(cluster, site, keys, storage, wall_clock, os.urandom, random.Random(), logger).run()  # noqa: S311 - jitter, not secrets
         except BaseException as error:
@@ -555,18 +557,25 @@ class _Site:
         told = (record.first_tails for record in sound)
         if not all(covers(applied, tails) for tails in told if tails is not None):
             return False
-        # What a former journal had is nobody's to tell but who holds it; this site's own former ones are among them.
-        for record in self._peers.values():
-            former = {
-                journal: seqs
-                for journal, seqs in record.first_received.items()
-                if recovered.incarnations.is_former(journal)
-            }
-            if not covers(applied, former):
-                return False
+        if not self._has_former(recovered):
+            return False
         # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
         held = (cursor_of(record.received, own.journal, own.shard_count) for record in self._peers.values())
         return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
+
+    def _has_former(self, recovered: Recovered) -> bool:
+        """Whether all is applied that peers held of former journals when they were first reached; if not, the gate tells."""
+        for record in self._peers.values():
+            for journal, seqs in record.first_received.items():
+                if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: seqs}):
+                    name = record.site.name
+                    reason = (
+                        f"it waits for what site {name} holds of the former journal {journal}; if that does not come, "
+                    )
+                    self._gate.close(FORMER, f"{reason}{remedy_anew(self._site.name, name)}")
+                    return False
+        self._gate.open(FORMER)
+        return True
 
     async def _drain(self, recovered: Recovered) -> None:
         """Let connected conduits deliver what they have, until the deadline."""

@@ -12,6 +12,7 @@ PEER_AHEAD = "peer_ahead"
 DIVERGED = "diverged"
 CLOCK = "clock"
 LACKS_LOG = "lacks_log"
+FORMER = "former"
 
 
 def remedy_anew(site: str, peer: str) -> str:

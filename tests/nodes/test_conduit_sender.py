@@ -36,7 +36,7 @@ BLOCK = Block.build(shard=0, first_seq=1, rows=[ROW], seen=encode_cursors({}, SH
 class Log:
     """A journal of one block."""
 
-    shard_count, tails, position = SHARDS, (1,), 1
+    shard_count, tails, position, firsts = SHARDS, (1,), 1, (1,)
 
     def __init__(self, journal=JOURNAL):
         self.journal = journal
@@ -273,3 +273,22 @@ async def test_a_peer_that_holds_the_same_entry_or_no_longer_knows_it_is_served(
     await trio.sleep(1)
     assert record.conduit_state is ConduitState.CONNECTED
     assert record.acked == (1,)
+
+
+async def test_a_former_journal_that_was_trimmed_here_is_left_to_others_until_the_peer_has_enough(
+    start, autojump_clock
+):
+    """The own entries go on, nobody is told to begin anew, and what is here follows once the peer has what is before it."""
+    received = []
+    replica = Log(FORMER[2])
+    replica.firsts = replica.tails = (2,)
+    _, record = start(taking(received), [replica], CURRENT)
+    await trio.sleep(20)
+    assert set(received) == {JOURNAL}
+    assert not record.cut_off
+    replica.tails = (3,)
+    record.received = {FORMER[2]: (1,)}
+    begun = []
+    replica.reader = lambda after: begun.append(after) or Log.reader(replica, after)
+    await trio.sleep(8)
+    assert (1,) in begun
