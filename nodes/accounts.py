@@ -43,12 +43,10 @@ class Accounts:
 
     async def own_cursors(self, args: dict[str, Any]) -> Any:
         """Where each log ends now, and what was sent to each peer."""
-        sent = {
-            record.site.name: list(record.acked if record.progress is None else record.progress.sent)
-            for record in self._peers.values()
-        }
+        own = self._journals.own.journal
+        sent = {record.site.name: list(record.sent_of(own)) for record in self._peers.values()}
         return {
-            "own": str(self._journals.own.journal),
+            "own": str(own),
             "received": cursors_to_json(self._journals.received()),
             "sent": sent,
         }

@@ -71,6 +71,10 @@ class PeerRecord:
     lag: LagHistory = field(default_factory=LagHistory)
     cut_off: bool = False
 
+    def sent_of(self, own: JournalId) -> tuple[int, ...]:
+        """How far this site's own journal was sent to the peer; while it is not connected, how far it acknowledged it."""
+        return self.acked if self.progress is None else self.progress.sent.get(own, self.acked)
+
     def note_acked(self, at_s: float, acked: tuple[int, ...]) -> None:
         """Take the send cursor. What a peer had at first contact it acknowledged some time before."""
         self.acked = acked

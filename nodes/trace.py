@@ -171,7 +171,7 @@ class Tracer:
         return told
 
     def _at_peer(self, record: PeerRecord, key: EntryKey) -> dict[str, Any]:
-        sent = record.acked if record.progress is None else record.progress.sent.get(key.journal, record.acked)
+        sent = record.sent_of(key.journal)
         acked = None if record.acked_history is None else record.acked_history.when(key.shard, key.seq)
         return {"sent": bool(sent) and sent[key.shard] >= key.seq, "acked": self._time(acked)}
 

@@ -174,7 +174,7 @@ async def test_the_origin_tells_what_was_sent_and_acknowledged(site):
     """What a peer had at first contact it has acknowledged some time before."""
     assert (await site.own(*OWN, 0, 1))["peers"] == {"alpha": {"sent": False, "acked": None}}
     site.record.note_acked(trio.current_time(), (1, 0))
-    site.record.progress = SimpleNamespace(sent=(3, 0))
+    site.record.progress = SimpleNamespace(sent={OWN: (3, 0)})
     site.record.note_acked(trio.current_time(), (2, 0))
     peers = [(await site.own(*OWN, 0, seq))["peers"]["alpha"] for seq in (1, 2, 3, 4)]
     assert [peer["sent"] for peer in peers] == [True, True, True, False]
