@@ -126,6 +126,8 @@ async def _use_link(
         outage.note(ConduitState.REFUSED, "peer_ahead_of_origin", str(ahead))
         remedy = remedy_anew(gate.site, record.site.name)
         gate.close(PEER_AHEAD, f"{ahead}; put back the newest copy of its data directory, or {remedy}")
+        # In other shards this log may be longer by now: the peer must not wait for what it will never be sent.
+        await _say_goodbye(link, "journal_diverged", ahead, config)
         return config.reconnect_max_s
     except _Diverged as diverged:
         record.ahead = True
