@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import trio
 
 from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
+from claudefs_repl.conduit import SendProgress
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32, shard_of
+from claudefs_repl.topology import SiteConfig
 from nodes.accounts import Accounts, judge_sums
 from nodes.journals import Journals, LogSettings
+from nodes.peers import PeerRecord
 from nodes.storage import DiskStorage
 from nodes.store.sqlite_store import SqliteStore
 
@@ -82,6 +86,20 @@ async def test_a_sound_site_has_no_fault_and_its_sums(site):
     assert (told["durable"], told["applied"], told["written"], told["dead_letters"]) == (10, 7, None, 0)
     assert told["current"] + told["lost"] + told["superseded"] == 7
     assert sums["beta"][str(OWN)]["written"] == 0
+
+
+async def test_what_was_sent_is_told_of_the_own_journal(site):
+    """A conduit carries former journals of others too; what is in flight to a peer is of the journal that is written."""
+    record = PeerRecord(SiteConfig("alpha", PEER.origin, "127.0.0.1", 1, Path("alpha")))
+    site.accounts = Accounts(journals=site.journals, store=site.store, peers={PEER.origin: record})
+    assert (await site.accounts.own_cursors({}))["sent"] == {"alpha": []}
+    record.acked = (3, 0)
+    assert (await site.accounts.own_cursors({}))["sent"] == {"alpha": [3, 0]}
+    record.progress = SendProgress(window_batches=8, window_bytes=1 << 20)
+    record.progress.begin(OWN, (4, 0))
+    record.progress.begin(JournalId(SiteId(3), Incarnation(3)), (9, 9), is_shared=True)
+    assert (await site.accounts.own_cursors({}))["sent"] == {"alpha": [4, 0]}
+    assert (await site.judge())[0] == []
 
 
 async def test_an_entry_that_the_log_only_claims_is_found(site):
