@@ -91,9 +91,9 @@ def put_aside(connection: sqlite3.Connection, letter: DeadLetter) -> None:
     connection.execute(_INSERT, (*_key_row(letter.key), *details, letter.is_unsound))
 
 
-def any_open(connection: sqlite3.Connection) -> bool:
-    """Whether there is any dead letter."""
-    return bool(connection.execute("SELECT EXISTS(SELECT 1 FROM dead_letter)").fetchone()[0])
+def any_waiting(connection: sqlite3.Connection) -> bool:
+    """Whether there is any dead letter that may still be applied: an unsound one holds up nothing."""
+    return bool(connection.execute("SELECT EXISTS(SELECT 1 FROM dead_letter WHERE is_unsound = 0)").fetchone()[0])
 
 
 def holder(connection: sqlite3.Connection, key: EntryKey, inode: int) -> int | None:

@@ -56,7 +56,7 @@ from nodes.store.dead_letters import (
     DeadLetter,
     EntryKey,
     EntryUnsound,
-    any_open,
+    any_waiting,
     holder,
     put_aside,
     waits_for,
@@ -127,7 +127,7 @@ class Fold:
         self._bulk = Bulk(connection, self.judge)
         self._mtimes: dict[int, bytes] = {}
         self._modified: dict[tuple[JournalId, bytes], dict[int, bytes]] = {}
-        self._has_dead_letters = any_open(connection)
+        self._has_dead_letters = any_waiting(connection)
         self._sums: dict[JournalId, JournalSums] = {}
 
     def fold_blocks(self, journal: JournalId, blocks: Sequence[Block]) -> FoldReport:

@@ -22,7 +22,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.cursor_history import CursorHistory, Passing
 from claudefs_repl.error import DiskFull, SyncFailed, WorldError
 from claudefs_repl.journal import JournalId
-from nodes.store.dead_letters import DeadLetter, EntryKey, any_open
+from nodes.store.dead_letters import DeadLetter, EntryKey, any_waiting
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting, Forgotten
 from nodes.store.judge import Watched
@@ -176,7 +176,7 @@ class SqliteStore:
     async def forget(self, stable: Cursors) -> bool:
         """Take a step of forgetting what is causally stable; whether the sweep has come to its end.
 
-        While a dead letter is open nothing is forgotten: it is not applied, whatever the cursors tell.
+        While a dead letter waits nothing is forgotten: it is not applied, whatever the cursors tell.
 
         Raises:
             DiskFull: there was no room; nothing is changed.
@@ -184,7 +184,7 @@ class SqliteStore:
 
         def step() -> bool:
             with _told_apart(self.path):
-                if any_open(self._writer):
+                if any_waiting(self._writer):
                     self._stable = {}
                     return True
             is_done = self._write(

@@ -12,7 +12,9 @@ from claudefs_repl.checkpoint import equal
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import CallerError, DiskFull, OperationRefused, WorldError
 from claudefs_repl.journal import JournalId
-from nodes.store.local import CreateFile, LocalRequest, MakeDir, StampSource, WriteData
+from nodes.store import sqlite_store
+from nodes.store.dead_letters import DeadLetter, EntryKey, put_aside
+from nodes.store.local import CreateFile, LocalRequest, MakeDir, Remove, StampSource, WriteData
 from nodes.store.sqlite_store import READERS_MAX, SqliteStore
 
 SHARDS = 3
@@ -280,3 +282,39 @@ async def test_a_full_disk_leaves_the_last_commit(store):
     store._writer.execute("PRAGMA max_page_count = 1000000")
     await write(store, CreateFile(1, b"g", 0, 0, 0, 0))
     assert await store.read(names) == [b"f", b"g"]
+
+
+async def counted(store, table: str) -> int:
+    (count,) = await store.read(lambda view: view.connection.execute(f"SELECT count(*) FROM {table}").fetchone())
+    return count
+
+
+async def test_what_is_stable_is_forgotten_in_steps(store, monkeypatch):
+    """A sweep goes on where it ended; then the content of removed files is gone, and nothing that shows has changed."""
+    monkeypatch.setattr(sqlite_store, "FORGET_ROWS", 3)
+    await write(store, *[CreateFile(1, b"f%d" % number, 0o600, 0, 0, 0) for number in range(10)])
+    await write(store, *[Remove(1, b"f%d" % number) for number in range(1, 10)])
+    before = await store.read(names)
+    while not await store.forget({}):
+        pass
+    assert await counted(store, "inode") == 11
+    steps = 1
+    while not await store.forget(store.applied):
+        steps += 1
+    assert steps > 3
+    assert (await counted(store, "recent"), await counted(store, "inode")) == (0, 2)
+    assert store.forgotten.objects == 9
+    assert await store.read(names) == before == [b"f0"]
+
+
+@pytest.mark.parametrize("is_unsound", [False, True])
+async def test_a_dead_letter_that_waits_holds_forgetting_up(store, is_unsound):
+    """It is not applied, whatever the cursors tell; one that never will be holds up nothing."""
+    await write(store, CreateFile(1, b"f", 0o600, 0, 0, 0))
+    await write(store, Remove(1, b"f"))
+    remembered = await counted(store, "recent")
+    letter = DeadLetter(EntryKey(2, 2, 0, 1), 3, 9, 9, b"", b"", "not known", is_unsound)
+    with sqlite3.connect(store.path) as connection:
+        put_aside(connection, letter)
+    assert await store.forget(store.applied)
+    assert await counted(store, "recent") == (0 if is_unsound else remembered)
