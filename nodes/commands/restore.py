@@ -107,7 +107,8 @@ async def _put_back(client: SiteClient, found: Found) -> str:
     for low, high in lost["ranges"]:
         for at in range(low, high, ops.CHUNK_BYTES):
             data = await read_lost(client, found, at, min(ops.CHUNK_BYTES, high - at))
-            await remote.submit(client, ops.write(node.inode, at, data))
+            if data:  # what lost may reach beyond the end that a truncate gave the file
+                await remote.submit(client, ops.write(node.inode, at, data))
             restored += len(data)
     if lost["size"] < node.size:
         await _finish(client, found, ops.truncate(node.inode, lost["size"]))

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from claudefs_repl.checkpoint import Cursors, covers, decode_cursors
+from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from nodes.store.causality import Causality
 from nodes.store.conflicts import Facet
-from nodes.store.schema import NOTHING_SEEN, Kind, pack_incarnation
+from nodes.store.schema import NOTHING_SEEN, Kind
 
 _AFTER = """
 SELECT object, facet, detail, stamp, inode FROM recent
@@ -27,7 +30,11 @@ _IS_WANTED = """
 SELECT 1 FROM conflict c WHERE (c.object = ?1 OR c.inode = ?1) AND c.is_kept
 AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) LIMIT 1
 """
-_RUNS_GONE = "DELETE FROM seen_run WHERE origin = ? AND incarnation = ? AND shard = ? AND last_seq <= ?"
+_RUNS = (
+    "SELECT origin, incarnation, seen, shard, max(last_seq) FROM seen_run GROUP BY origin, incarnation, seen, shard "
+    "ORDER BY origin, incarnation, seen, shard"
+)
+_RUN_GONE = "DELETE FROM seen_run WHERE origin = ? AND incarnation = ? AND seen = ?"
 _SEEN_GONE = f"""
 DELETE FROM seen WHERE id <> {NOTHING_SEEN} AND id NOT IN
 (SELECT seen FROM seen_run UNION SELECT seen FROM tomb UNION SELECT seen FROM move)
@@ -115,10 +122,10 @@ class _Sweep:
 
     def finish(self) -> None:
         """What needs no sweep: runs, tombs, settled conflicts, and the vectors that nothing refers to any more."""
-        for journal, seqs in self._stable.items():
-            for shard, seq in enumerate(seqs):
-                place = (journal.origin, pack_incarnation(journal.incarnation), shard, seq)
-                self._connection.execute(_RUNS_GONE, place)
+        for run, rows in groupby(self._connection.execute(_RUNS).fetchall(), key=itemgetter(0, 1, 2)):
+            # Of a run all shards go together: what covers an entry of it may be in another one.
+            if all(seq <= self._stable_seq(run[0], run[1], shard) for *_, shard, seq in rows):
+                self._connection.execute(_RUN_GONE, run)
         for *tomb, stamp, vector in self._connection.execute(_TOMBS).fetchall():
             if self._causality.is_stable(stamp) and covers(self._applied, decode_cursors(vector)):
                 self._connection.execute(_TOMB_GONE, (*tomb, stamp))
@@ -129,6 +136,11 @@ class _Sweep:
                 gone = self._connection.execute("DELETE FROM conflict WHERE id = ?", (conflict,))
                 self._total.conflicts += gone.rowcount
         self._connection.execute(_SEEN_GONE)
+
+    def _stable_seq(self, origin: int, incarnation: bytes, shard: int) -> int:
+        journal = JournalId(SiteId(origin), Incarnation(int.from_bytes(incarnation, "big")))
+        seqs = self._stable.get(journal)
+        return 0 if seqs is None else seqs[shard]
 
     def _is_target_stable(self, place: _Place) -> bool:
         """Whether no entry of another shard may still be waiting for one that covers it."""
