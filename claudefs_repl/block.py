@@ -16,20 +16,23 @@ Byte layout, little endian:
 | 4n           | payload lengths                                                               |
 | 4n           | CRCs                                                                          |
 | n            | operations                                                                    |
-| n            | flags                                                                         |
+| n            | flags: 0, or SUPERSEDED; an entry with others is of a version not known here  |
 | n            | for each entry, the index of its `seen` vector                                |
 | as told      | the `seen` table: cursor vectors as `checkpoint.encode_cursors` writes them   |
 | as told      | the body: for each entry seq (8), inode (8), payload                          |
 
+A superseded entry was sent without its payload, because a later entry of the block undoes what it said (see
+`claudefs_repl.sync`): its payload length is 0, its CRC still that of the entry as it was written.
+
 The body is one run of bytes so that the batch tag is an HMAC over a prefix and that run. Joining blocks joins columns.
-Nothing but `rows`, `check_rows` and a cut in the middle costs Python work for each entry.
+Nothing but `rows`, `check_rows`, `without_payloads` and a cut in the middle costs Python work for each entry.
 """
 
 from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, repeat
 from typing import NamedTuple
@@ -38,6 +41,8 @@ from claudefs_repl.checkpoint import encoded_cursors_length
 from claudefs_repl.journal import OP_MAX, PAYLOAD_BYTES_MAX, Inode, JournalEntry, Op, Shard, SiteId
 
 VERSION = 1
+SUPERSEDED = 0x01
+"""The flag of an entry whose payload was emptied."""
 ENTRIES_MAX = 1 << 16
 """Entries of one block: a cut, and a rows pass, stay well under a tenth of a second."""
 BODY_BYTES_MAX = 4 << 20
@@ -264,13 +269,40 @@ class Block:
                 row.seq, self.shard, site_id, row.timestamp_us, Inode(row.inode), Op(row.op), row.payload, row.crc32
             )
 
+    def without_payloads(self, indexes: Collection[int]) -> Block:
+        """The same entries, those at some indexes (from 0) superseded: without their payloads, all else as it is."""
+        lengths, flags = self.lengths.tolist(), bytearray(self.flags)
+        body, parts, at = self.body, [], 0
+        ends = list(accumulate(length + ROW_HEAD_BYTES for length in lengths))
+        for index in sorted(indexes):
+            parts.append(body[at : ends[index] - lengths[index]])
+            at = ends[index]
+            lengths[index] = 0
+            flags[index] |= SUPERSEDED
+        parts.append(body[at:])
+        head = _HEAD.pack(
+            VERSION, self.encoded[1], 0, self.shard, self.first_seq, self.count, self.seen_bytes, sum(map(len, parts))
+        )
+        columns = (
+            self.timestamps.cast("B"),
+            struct.pack(f"<{self.count}I", *lengths),
+            self.crcs.cast("B"),
+            self.ops,
+            flags,
+            self.seen_indexes,
+            self.encoded[self._seen_at : self._body_at],
+        )
+        return Block(b"".join((head, *columns, *parts)))
+
     def after(self, seq: int) -> Block:
         """The entries beyond a seq, which must be at least one: the cut that a resume in mid-block needs."""
         return self.cut(first_seq=max(seq + 1, self.first_seq), last_seq=self.last_seq)
 
     def cut(self, *, first_seq: int, last_seq: int) -> Block:
-        """The entries from one seq to another, both included."""
+        """The entries from one seq to another, both included; none superseded, unless all that follow are among them."""
         assert self.first_seq <= first_seq <= last_seq <= self.last_seq
+        kept = self.flags[first_seq - self.first_seq : last_seq - self.first_seq + 1]
+        assert last_seq == self.last_seq or not any(flags & SUPERSEDED for flags in kept), "what undid it would be lost"
         if first_seq == self.first_seq and last_seq == self.last_seq:
             return self
         low, high = first_seq - self.first_seq, last_seq - self.first_seq + 1

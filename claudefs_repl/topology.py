@@ -10,6 +10,8 @@ from claudefs_repl.journal import SiteId
 from claudefs_repl.uidmap import OriginIdentity
 
 MIB = 1 << 20
+COMPACTION_MODES = ("off", "throttled", "on")
+"""`throttled`: to a peer for which batches had to wait at the rate limiter lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class ReplicationConfig:
         handshake_timeout_s: for the whole handshake, seconds.
         idle_timeout_s: a conduit on which nothing came for so long is closed, seconds; both sides ping within a third of it.
         drain_deadline_s: how long a stopping site goes on sending what it has, seconds.
+        compaction: when batches are sent without what later entries in them undo, one of COMPACTION_MODES.
     """
 
     batch_bytes_max: int = 1 * MIB
@@ -74,6 +77,7 @@ class ReplicationConfig:
     handshake_timeout_s: float = 5.0
     idle_timeout_s: float = 15.0
     drain_deadline_s: float = 5.0
+    compaction: str = "throttled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from claudefs_repl.conduit import SendProgress
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import JournalId
-from claudefs_repl.sync import cut_batches
+from claudefs_repl.sync import BatchCompactor, cut_batches
 from claudefs_repl.topology import ReplicationConfig
 from nodes.dialing import Dialing
 from nodes.entry_log import EntryLog, GapInLog
@@ -29,6 +29,7 @@ from nodes.wakeup import Wakeup
 from nodes.write_gate import DIVERGED, PEER_AHEAD, WriteGate, remedy_anew
 from protocol.handshake import Role
 from protocol.messages import Ack, Batch, Goodbye, Nack, Tails, Welcome
+from protocol.payload import decode_payload
 from protocol.words import cut_detail
 
 READ_AHEAD_SHARDS = 4
@@ -45,6 +46,10 @@ class _StampsRefused(Exception):
 
 class _Diverged(Exception):
     """The peer holds another entry of our journal at a seq than we do."""
+
+
+THROTTLED_FOR_S = 60.0
+"""A link counts as throttled for so long after a batch had to wait: as long as the limiter's own windows."""
 
 
 class _PeerAhead(Exception):
@@ -322,9 +327,12 @@ class _Sender:
                     await log.wait_beyond(reader.position)
                     continue
                 for block in cut_batches(blocks, batch_bytes_max=self._config.batch_bytes_max):
-                    throttled_s = await take_turn(self._limiter, self._record.site.site_id, len(block.body))
-                    self._record.throttled_s += throttled_s
-                    await self._send_batch(log.journal, block)
+                    batch = self._compacted(log, block)
+                    throttled_s = await take_turn(self._limiter, self._record.site.site_id, len(batch.body))
+                    if throttled_s:
+                        self._record.throttled_s += throttled_s
+                        self._record.throttled_at_s = trio.current_time()
+                    await self._send_batch(log.journal, batch)
         except GapInLog:
             # Of the own log nobody else has it; a former one was trimmed because all peers have it.
             if log is self._log:
@@ -332,6 +340,17 @@ class _Sender:
         finally:
             with trio.CancelScope(shield=True):
                 await reader.close()
+
+    def _compacted(self, log: EntryLog, block: Block) -> Block:
+        """A batch without the payloads that it undoes itself, if that is wanted for this link as it is now."""
+        mode, record = self._config.compaction, self._record
+        throttled = trio.current_time() - record.throttled_at_s <= THROTTLED_FOR_S
+        if mode == "off" or (mode == "throttled" and not throttled):
+            return block
+        compacted = BatchCompactor(log.journal.origin, log.shard_count, decode_payload).compact(block)
+        record.rows_emptied += compacted.rows_emptied
+        record.bytes_saved += compacted.bytes_saved
+        return compacted.block
 
     async def _send_batch(self, journal: JournalId, block: Block) -> None:
         # Whoever waits for the lock is served in turn, so that no journal's backlog starves another's.
@@ -341,6 +360,7 @@ class _Sender:
             if not self._progress.batches_in_flight:
                 self._record.last_ack_at_s = trio.current_time()
             batch_seq = self._progress.send(journal, block)
+            self._record.bytes_sent += len(block.body)
             tag = self._authenticator.sign_body(journal.origin, batch_seq, block.body)
             await self._send(Batch(*journal, batch_seq, block.first_seq, block.last_seq, tag, block))
 

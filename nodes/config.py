@@ -21,6 +21,7 @@ from claudefs_repl.block import BODY_BYTES_MAX
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.journal import SHARDS_MAX, SITE_ID_MAX, SiteId
 from claudefs_repl.topology import (
+    COMPACTION_MODES,
     MIB,
     ClusterConfig,
     ConflictsConfig,
@@ -48,12 +49,16 @@ CLOCK_OFFSET_MAX_S = 30.0 * _DAY_S
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One tunable key: its range, both ends included, and what it means; of a list of words, the range of their number."""
+    """One tunable key: its range, both ends included, and what it means; of a list of words, the range of their number.
+
+    `words` are all that a text may be.
+    """
 
     key: str
     low: float
     high: float
     meaning: str
+    words: tuple[str, ...] = ()
 
 
 SECTIONS: Mapping[str, type[Any]] = {
@@ -89,6 +94,9 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
         Setting("handshake_timeout_s", 0.1, 600, "for the whole handshake"),
         Setting("idle_timeout_s", 0.5, 3600, "a silent conduit is closed; both sides ping within a third of it"),
         Setting("drain_deadline_s", 0, 3600, "how long a stopping site goes on sending what it has"),
+        Setting(
+            "compaction", 0, 0, "send no payload that the same batch undoes: off, throttled or on", COMPACTION_MODES
+        ),
     ),
     "failover": (
         Setting("failure_threshold", 1, 1000, "consecutive failures for a step down"),
@@ -190,7 +198,11 @@ def _section_model(section: str) -> type[BaseModel]:
     for setting in SETTINGS[section]:
         default = getattr(defaults, setting.key)
         field: Any
-        if isinstance(default, bool):
+        if setting.words:
+            field = Field(
+                default, pattern=rf"^({'|'.join(setting.words)})$", description=f"one of {', '.join(setting.words)}"
+            )
+        elif isinstance(default, bool):
             field = Field(default, description="true or false")
         elif isinstance(default, str):
             field = Field(default, max_length=int(setting.high), description=f"a site's name ({setting.meaning})")

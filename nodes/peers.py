@@ -21,11 +21,13 @@ class PeerRecord:
     Attributes:
         site: its configuration.
         conduit_state, conduit_detail, connected_at_s, retry_at_s, last_ack_at_s, progress, acked, acked_history,
-            pressure_ms, ahead, throttled_s, stamps_refused, held_back_until_s: by the conduit's sender. Times are Trio's
-            monotonic seconds; last_ack_at_s is when an ack last covered a batch, or nothing was in flight; acked_history is
-            None before the first contact; throttled_s is the time that batches to this peer have waited at the rate limiter
-            since the start; stamps_refused is why the peer takes no entries of this site, if that is because of their
-            stamps; held_back_until_s is when a former journal that the peer refused is tried again.
+            pressure_ms, ahead, throttled_s, throttled_at_s, bytes_sent, rows_emptied, bytes_saved, stamps_refused,
+            held_back_until_s: by the conduit's sender. Times are Trio's monotonic seconds; last_ack_at_s is when an ack
+            last covered a batch, or nothing was in flight; acked_history is None before the first contact; throttled_s is
+            the time that batches to this peer have waited at the rate limiter since the start, throttled_at_s when one last
+            did; bytes_sent are those of all bodies sent since the start, rows_emptied and bytes_saved what compaction left
+            out of them; stamps_refused is why the peer takes no entries of this site, if that is because of their stamps;
+            held_back_until_s is when a former journal that the peer refused is tried again.
         inbound_connected, has_diverged, stamps_beyond_us: by the conduit's receiver; has_diverged tells that the peer has
             found its journal to be another than this site has a part of; stamps_beyond_us is how far beyond the allowed
             drift the entries are that this site refuses from the peer, None if it refuses none.
@@ -51,6 +53,10 @@ class PeerRecord:
     pressure_ms: int = 0
     ahead: bool = False
     throttled_s: float = 0.0
+    throttled_at_s: float = float("-inf")
+    bytes_sent: int = 0
+    rows_emptied: int = 0
+    bytes_saved: int = 0
     stamps_refused: str | None = None
     held_back_until_s: dict[JournalId, float] = field(default_factory=dict)
     inbound_connected: bool = False

@@ -248,6 +248,8 @@ class SiteStatus:
             "stamps_beyond_s": None if record.stamps_beyond_us is None else round(record.stamps_beyond_us / 1e6, 3),
             "clock_offset_s": None if record.clock_offset_us is None else round(record.clock_offset_us / 1e6, 3),
             "throttled_s": round(record.throttled_s, 3),
+            "bytes_sent": record.bytes_sent,
+            "compaction": {"rows_emptied": record.rows_emptied, "bytes_saved": record.bytes_saved},
             "rtt_ms": None if record.rtt_ms is None else round(record.rtt_ms, 3),
             "cut_off": record.cut_off or record.conduit_state is ConduitState.NEEDS_BOOTSTRAP,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import trio
@@ -204,8 +205,7 @@ async def _read_entry(log: EntryLog, key: EntryKey) -> Row:
         while blocks := await reader.read(bytes_max=READ_BYTES):
             for block in blocks:
                 if block.shard == key.shard:
-                    (row,) = block.cut(first_seq=key.seq, last_seq=key.seq).rows()
-                    return row
+                    return next(islice(block.rows(), key.seq - block.first_seq, None))
     finally:
         await reader.close()
     raise GapInLog(f"entry {key} is not in the log")

@@ -159,6 +159,7 @@ def render_status(answer: Mapping[str, Any]) -> Group:
     links = make_table("link", "conduit", "lag entries", "lag bytes", "lag s", "entries/s", "reason")
     problems = [str(answer["error"])] if "error" in answer else []
     notes: list[str] = []
+    savings: list[str] = []
     for name, site in answer["sites"].items():
         if "unreachable" in site:
             sites.add_row(name, str(site["site_id"]), "-", Text("?", "red"), *["-"] * 5)
@@ -185,7 +186,17 @@ def render_status(answer: Mapping[str, Any]) -> Group:
                 *(f"{peer['lag_entries']:,}", f"{peer['lag_bytes']:,}", _seconds(peer["lag_s"])),
                 *(f"{peer['entries_per_s']:,.0f}", Text("; ".join([*filter(None, [peer["reason"]]), *seen]))),
             )
-    lines = [*(Text(problem, "red") for problem in problems), *(Text(note, "yellow") for note in notes)]
+            saved = peer["compaction"]
+            if saved["rows_emptied"]:
+                savings.append(
+                    f"{name} -> {peer_name}: compaction emptied {saved['rows_emptied']:,} entries; "
+                    f"{saved['bytes_saved']:,} bytes were not sent, {peer['bytes_sent']:,} were"
+                )
+    lines = [
+        *(Text(problem, "red") for problem in problems),
+        *(Text(note, "yellow") for note in notes),
+        *map(Text, savings),
+    ]
     return Group(sites, Text(""), links, *lines)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from claudefs_repl.block import ROW_HEAD_BYTES, Block, unpack_row_head
+from claudefs_repl.block import ROW_HEAD_BYTES, SUPERSEDED, Block, unpack_row_head
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import (
     ROOT_INODE,
@@ -40,6 +40,7 @@ from claudefs_repl.operations import (
     Unlink,
     Write,
 )
+from claudefs_repl.sync import SUPERSEDABLE
 from nodes.store.attributes import (
     give_up,
     make_object,
@@ -201,11 +202,11 @@ class Fold:
             the greatest stamp among those that took effect.
         """
         (origin, incarnation), shard = journal, block.shard
-        folded, before = 0, len(dead_letters)
+        before = len(dead_letters)
         seen_table = block.seen_table
         names = [self.causality.name_of(seen) for seen in seen_table]
         self._note_runs(journal, block, done, seen_table)
-        rows = self._read_rows(journal, block, done, dead_letters)
+        rows, folded = self._read_rows(journal, block, done, dead_letters)
         self._bulk.begin(*_asked_for(rows))
         modified = [self._modified_of(journal, seen) for seen in seen_table]
         add_run, mtimes = self._bulk.add_run, self._mtimes
@@ -228,15 +229,21 @@ class Fold:
 
     def _read_rows(
         self, journal: JournalId, block: Block, done: int, dead_letters: list[DeadLetter]
-    ) -> list[tuple[int, int, int, int, Operation]]:
-        """The entries of a block beyond a seq that may take effect: seq, timestamp, inode, index of `seen`, operation."""
+    ) -> tuple[list[tuple[int, int, int, int, Operation]], int]:
+        """The entries of a block beyond a seq that may take effect: seq, timestamp, inode, index of `seen`, operation.
+
+        And how many were superseded: nothing is left of them to do.
+        """
+        superseded = 0
         rows: list[tuple[int, int, int, int, Operation]] = []
         (origin, incarnation), shard = journal, block.shard
         body, at = block.body.tobytes(), 0
         sound: set[int] = set()
         is_plain = not self._has_dead_letters and max(block.timestamps) <= TIMESTAMP_US_MAX
-        columns = zip(block.timestamps, block.ops, block.lengths, block.crcs, block.seen_indexes, strict=True)
-        for seq, (timestamp_us, op, length, crc32, seen) in enumerate(columns, block.first_seq):
+        columns = zip(
+            block.timestamps, block.ops, block.flags, block.lengths, block.crcs, block.seen_indexes, strict=True
+        )
+        for seq, (timestamp_us, op, flags, length, crc32, seen) in enumerate(columns, block.first_seq):
             body_at = at + ROW_HEAD_BYTES
             at = body_at + length
             if seq <= done:
@@ -244,6 +251,11 @@ class Fold:
             body_seq, inode = unpack_row_head(body, body_at - ROW_HEAD_BYTES)
             payload = body[body_at:at]
             try:
+                if flags:
+                    stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
+                    check_superseded(stamp, inode, op, flags, payload, self.shard_count)
+                    superseded += 1
+                    continue
                 if body_seq != seq or entry_crc32(seq, shard, origin, timestamp_us, inode, op, payload) != crc32:
                     raise EntryUnsound("the checksum does not match the entry")
                 if inode in sound and op in ANY_TIME and not self._has_dead_letters:
@@ -263,7 +275,7 @@ class Fold:
                 dead_letters.append(letter)
                 continue
             rows.append((seq, timestamp_us, inode, seen, operation))
-        return rows
+        return rows, superseded
 
     def _take_short_way(self, stamp: bytes, modified: dict[int, bytes], inode: int, operation: Operation) -> bool:
         """Whether an entry, no write, is one of the many that need no judging, and is gathered."""
@@ -451,7 +463,19 @@ def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[li
     return makings, claims
 
 
-def check_entry(stamp: Stamp, inode: int, operation: Operation, shard_count: int) -> None:
+def check_superseded(stamp: Stamp, inode: int, op: int, flags: int, payload: bytes, shard_count: int) -> None:
+    """Refuse an entry with flags that is no superseded one (`claudefs_repl.sync`).
+
+    Raises:
+        EntryUnsound: it has a payload or is of a kind that is never emptied, it breaks a rule for every entry, or its
+            flags say something else.
+    """
+    if flags != SUPERSEDED or payload or op not in SUPERSEDABLE:
+        raise EntryUnsound(f"flags {flags:#x} on {Op(op).name} with {len(payload)} bytes of payload are not known")
+    check_entry(stamp, inode, None, shard_count)
+
+
+def check_entry(stamp: Stamp, inode: int, operation: Operation | None, shard_count: int) -> None:
     """Refuse an entry that no sound site writes, by rules that look at nothing but the entry.
 
     Raises:

@@ -14,6 +14,7 @@ from claudefs_repl.block import (
     ENTRIES_MAX,
     SEEN_BYTES_MAX,
     SEEN_MAX,
+    SUPERSEDED,
     Block,
     NewRow,
     Row,
@@ -37,7 +38,7 @@ new_rows = st.builds(
     inode=st.integers(0, (1 << 63) - 1),
     payload=payloads,
     crc32=st.integers(0, (1 << 32) - 1),
-    flags=st.integers(0, 255),
+    flags=st.integers(0, 127).map(lambda bits: bits << 1),  # SUPERSEDED has tests of its own
 )
 # a run: consecutive blocks as group commits make them, each with its own `seen`
 runs = st.lists(st.tuples(st.lists(new_rows, min_size=1, max_size=5), seen_vectors), min_size=1, max_size=6)
@@ -229,6 +230,46 @@ def test_golden_vector():
         Row(10, 0x1122, 3, 0, 0x33, b"AB", 0x44556677, 0),
         Row(11, 0x1123, 8, 1, 0x34, b"", 0x8899AABB, 0),
     ]
+
+
+def test_golden_vector_of_a_superseded_entry():
+    """An emptied entry keeps everything but its payload, and has the flag."""
+    rows = [NewRow(7, Op.WRITE, Inode(3), b"AB", 0x44556677), NewRow(8, Op.WRITE, Inode(3), b"CDE", 0x8899AABB)]
+    block = Block.build(shard=Shard(0), first_seq=1, rows=rows, seen=encode_cursors({}, 1)).without_payloads([0])
+    assert bytes(block.encoded).hex() == (
+        "01" "00" "0000" "00000000" "0100000000000000" "02000000" "04000000" "23000000"
+        "0700000000000000" "0800000000000000"
+        "00000000" "03000000"
+        "77665544" "bbaa9988"
+        "0303" "0100" "0000"
+        "0000" "0100"
+        "0100000000000000" "0300000000000000"
+        "0200000000000000" "0300000000000000" "434445"
+    )  # fmt: skip
+
+
+@given(first_seqs, runs, st.data())
+def test_without_payloads_empties_and_flags_the_chosen_rows(first_seq, run, data):
+    """Those rows have no payload and the flag; everything else of them, and all other rows, are as they were."""
+    joined = join_blocks(build_run(first_seq, run))
+    chosen = data.draw(st.sets(st.integers(0, joined.count - 1)))
+    emptied = joined.without_payloads(chosen)
+    expected = [
+        (*row[:3], row[3] | SUPERSEDED, row[4], b"", *row[6:]) if index in chosen else row
+        for index, row in enumerate(model(first_seq, run))
+    ]
+    assert resolved(emptied) == expected
+    assert emptied.seen_table == joined.seen_table
+
+
+def test_what_undid_an_entry_is_not_cut_off_from_it():
+    """The beginning of a block may be cut off, but the end only behind entries that are whole."""
+    block = build(count=5, first_seq=1).without_payloads([1, 2])
+    assert [row.flags for row in block.after(2).rows()] == [SUPERSEDED, 0, 0]
+    assert block.cut(first_seq=1, last_seq=1).count == 1
+    assert block.cut(first_seq=4, last_seq=4).count == 1
+    with pytest.raises(AssertionError):
+        block.cut(first_seq=1, last_seq=4)
 
 
 @given(first_seqs, runs)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from claudefs_repl.auth_ratelimit import AuthRateLimiter
-from claudefs_repl.batch_auth import BatchAuthKey
+from claudefs_repl.auth_ratelimit import Allowed, AuthRateLimiter, Throttled
+from claudefs_repl.batch_auth import BatchAuthenticator, BatchAuthKey
 from claudefs_repl.block import Block, NewRow
 from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.error import NotWritable
@@ -19,7 +19,7 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
-from nodes.conduit_sender import run_conduit_sender
+from nodes.conduit_sender import THROTTLED_FOR_S, run_conduit_sender
 from nodes.events import make_logger
 from nodes.peers import PeerRecord
 from nodes.runtime import SystemClock
@@ -29,27 +29,33 @@ from protocol.messages import Ack, Batch, Nack, Welcome
 SHARDS = 1
 JOURNAL = JournalId(SiteId(1), Incarnation(1))
 PAYLOAD = b"\x93\x01\x00\xc4\x01x"
-ROW = NewRow(1000, Op.WRITE, 5, PAYLOAD, entry_crc32(1, 0, 1, 1000, 5, Op.WRITE, PAYLOAD))
-BLOCK = Block.build(shard=0, first_seq=1, rows=[ROW], seen=encode_cursors({}, SHARDS))
+
+
+def write(seq):
+    row = NewRow(1000, Op.WRITE, 5, PAYLOAD, entry_crc32(seq, 0, 1, 1000, 5, Op.WRITE, PAYLOAD))
+    return Block.build(shard=0, first_seq=seq, rows=[row], seen=encode_cursors({}, SHARDS))
+
+
+BLOCK = write(1)
 
 
 class Log:
-    """A journal of one block."""
+    """A journal of one block, or of what several reads give."""
 
     shard_count, tails, position, firsts = SHARDS, (1,), 1, (1,)
 
-    def __init__(self, journal=JOURNAL):
+    def __init__(self, journal=JOURNAL, reads=None):
         self.journal = journal
-        self.blocks = []
+        self.reads = reads or ([BLOCK],)
+        self.left = []
 
     def reader(self, after):
-        self.blocks = [BLOCK] if after == (0,) else []
+        self.left = list(self.reads) if after == (0,) else []
         return self
 
     async def read(self, *, bytes_max):
         await trio.lowlevel.checkpoint()
-        blocks, self.blocks = self.blocks, []
-        return blocks
+        return self.left.pop(0) if self.left else []
 
     async def wait_beyond(self, position):
         await trio.sleep_forever()
@@ -106,16 +112,16 @@ class Dialing:
 
 @pytest.fixture
 def start(tmp_path, nursery):
-    def start(answer, replicas=(), current=None, last_crcs=(), gate=None):
+    def start(answer, replicas=(), current=None, last_crcs=(), gate=None, log=None, limiter=None, **settings):
         dialing = Dialing(answer, current or {}, last_crcs)
         record = PeerRecord(SiteConfig("beta", SiteId(2), "127.0.0.2", 1, Path("beta")))
         nursery.start_soon(
             lambda: run_conduit_sender(
                 dialing=dialing,
                 record=record,
-                journals=SimpleNamespace(own=Log(), replicas={log.journal: log for log in replicas}),
-                config=ReplicationConfig(reconnect_min_s=0.1, reconnect_max_s=5.0, idle_timeout_s=15.0),
-                limiter=AuthRateLimiter(RateLimitConfig()),
+                journals=SimpleNamespace(own=log or Log(), replicas={log.journal: log for log in replicas}),
+                config=ReplicationConfig(reconnect_min_s=0.1, reconnect_max_s=5.0, idle_timeout_s=15.0, **settings),
+                limiter=limiter or AuthRateLimiter(RateLimitConfig()),
                 gate=gate or WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE),
                 wall_clock=SystemClock(),
                 rng=random.Random(0),
@@ -292,3 +298,64 @@ async def test_a_former_journal_that_was_trimmed_here_is_left_to_others_until_th
     replica.reader = lambda after: begun.append(after) or Log.reader(replica, after)
     await trio.sleep(8)
     assert (1,) in begun
+
+
+class Limiter:
+    """Lets so many batches pass, each after it had to wait once."""
+
+    def __init__(self, *, waits):
+        self.waits = waits
+
+    def check_batch_send(self, site_id, byte_count, now_us):
+        if self.waits:
+            self.waits -= 1
+            return Throttled(wait_ms=100)
+        return Allowed()
+
+
+def sent_by(start, nursery, mode, *, waits):
+    """What a conduit sends of two batches of two writes of the same bytes each, and what its record tells then."""
+    batches = []
+
+    def answer(message):
+        if isinstance(message, Batch):
+            batches.append(message)
+            return Ack(message.batch_seq, {JOURNAL: (message.last_seq,)}, {}, 0)
+        return None
+
+    log = Log(reads=([write(1), write(2)], [write(3), write(4)]))
+    log.tails = (4,)
+    _, record = start(answer, log=log, limiter=Limiter(waits=waits), compaction=mode)
+    return batches, record
+
+
+@pytest.mark.parametrize(
+    ("mode", "waits", "expected"),
+    [
+        ("off", 1, [0, 0]),
+        ("throttled", 0, [0, 0]),
+        ("throttled", 1, [0, 1]),
+        ("on", 0, [1, 1]),
+    ],
+)
+async def test_batches_are_compacted_where_that_is_wanted(start, nursery, autojump_clock, mode, waits, expected):
+    """Never, always, or to a peer for which batches had to wait lately; the tag is over what is sent, and it is told."""
+    batches, record = sent_by(start, nursery, mode, waits=waits)
+    await trio.sleep(1)
+    assert [sum(message.block.flags) for message in batches] == expected
+    assert [(message.first_seq, message.last_seq) for message in batches] == [(1, 2), (3, 4)]
+    assert record.acked == (4,)
+    assert record.rows_emptied == sum(expected)
+    assert record.bytes_saved == sum(expected) * len(PAYLOAD)
+    assert record.bytes_sent == sum(len(message.block.body) for message in batches)
+    verifier = BatchAuthenticator(BatchAuthKey(bytes(32)), SiteId(2))
+    for message in batches:
+        assert verifier.verify_body(message.tag, JOURNAL.origin, message.batch_seq, message.block.body).valid
+
+
+async def test_a_link_counts_as_throttled_for_a_while(start, nursery, autojump_clock):
+    """Long after the last wait at the rate limiter, batches are sent whole again."""
+    batches, record = sent_by(start, nursery, "throttled", waits=0)
+    record.throttled_at_s = trio.current_time() - THROTTLED_FOR_S - 1
+    await trio.sleep(1)
+    assert [sum(message.block.flags) for message in batches] == [0, 0]

@@ -72,7 +72,9 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         text += f"[{section}]\n"
         for setting in settings:
             default = getattr(defaults, setting.key)
-            if isinstance(default, bool):
+            if setting.words:
+                value = next(word for word in setting.words if word != default)
+            elif isinstance(default, bool):
                 value = not default
             elif isinstance(default, str):
                 value = "alpha"
@@ -119,7 +121,10 @@ def test_the_table_of_settings_has_every_field_of_the_topology() -> None:
         assert [setting.key for setting in SETTINGS[section]] == list(values_type.__dataclass_fields__)
         for setting in SETTINGS[section]:
             default = getattr(values_type(), setting.key)
-            assert setting.low <= (len(default) if isinstance(default, tuple | str) else default) <= setting.high
+            if setting.words:
+                assert default in setting.words
+            else:
+                assert setting.low <= (len(default) if isinstance(default, tuple | str) else default) <= setting.high
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
@@ -143,6 +148,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         segment_bytes = nan
         [replication]
         applier_share = 2.0
+        compaction = "on\\n"
         [conflicts]
         command = ["notify", 5]
         [weather]
@@ -159,14 +165,16 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "sites.a/b",
         "journal.segment_bytes",
         "replication.applier_share",
+        "replication.compaction",
         "conflicts.command",
         "weather",
     ]
     assert "unknown key" in problems[1]
     assert problems[3] == "sites.alpha.port: expected a whole number from 1 to 65535, got 70000"
     assert problems[4].startswith("sites.beta.id: missing")
-    assert "a list of 0 to 64 words" in problems[9]
-    assert "unknown section" in problems[10]
+    assert problems[9] == "replication.compaction: expected one of off, throttled, on, got 'on\\n'"
+    assert "a list of 0 to 64 words" in problems[10]
+    assert "unknown section" in problems[11]
 
 
 @pytest.mark.parametrize(

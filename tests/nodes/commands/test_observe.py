@@ -21,7 +21,8 @@ NO_CONFLICTS = {"open": {}, "open_total": 0, "kept_bytes": 0, "keep_bytes_max": 
 
 def link(**more: Any) -> dict[str, Any]:
     base = {"conduit": "connected", "mode": "ActiveReadWrite", "lag_entries": 0, "lag_bytes": 0, "lag_s": 0.0}
-    return {**base, "entries_per_s": 0.0, "reason": "", **more}
+    traffic = {"entries_per_s": 0.0, "bytes_sent": 0, "compaction": {"rows_emptied": 0, "bytes_saved": 0}}
+    return {**base, **traffic, "reason": "", **more}
 
 
 def site(name: str, site_id: int, **more: Any) -> dict[str, Any]:
@@ -54,6 +55,15 @@ def test_a_status_shows_lag_and_its_reason_in_words() -> None:
     assert text.splitlines()[1].split() == ["alpha", "1", "71", "ActiveReadWrite", "1,234", "5", "0", "0"]
     (line,) = [line for line in text.splitlines() if line.startswith("alpha -> beta")]
     assert line.split() == ["alpha", "->", "beta", "down", "7,000", "81", "2.5", "0", "why"]
+
+
+def test_a_status_tells_what_compaction_saved() -> None:
+    """Where batches were sent without what they undo themselves, the link has a line with what was saved and sent."""
+    peers = {"beta": link(bytes_sent=1000, compaction={"rows_emptied": 1500, "bytes_saved": 20_000}), "gamma": link()}
+    text = rendered({"asked": "alpha", "sites": {"alpha": site("alpha", 1, peers=peers)}})
+    assert text.splitlines()[-1] == (
+        "alpha -> beta: compaction emptied 1,500 entries; 20,000 bytes were not sent, 1,000 were"
+    )
 
 
 def test_a_status_tells_open_conflicts_and_what_they_take() -> None:
