@@ -13,16 +13,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TextIO
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
-from claudefs_repl.checkpoint import covers, cursor_of
 from claudefs_repl.clock import HybridClock
-from claudefs_repl.error import ConfigInvalid, DiskFull, ReplError
+from claudefs_repl.error import ConfigInvalid, DiskFull
 from claudefs_repl.failover import FailoverManager, SiteMode
 from claudefs_repl.health import ConduitState
 from claudefs_repl.journal import SiteId
@@ -30,8 +28,8 @@ from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.accounts import Accounts
 from nodes.admin import Admin, Limiters, read_pinned_mode
 from nodes.applier import Applier
-from nodes.bootstrap_build import finish_switch, log_bootstrap
 from nodes.bootstrap_source import BootstrapSource
+from nodes.catch_up import has_caught_up
 from nodes.client_service import ClientService
 from nodes.clock_watch import ClockWatch
 from nodes.conduit_receiver import Receiving, serve_conduit
@@ -41,25 +39,23 @@ from nodes.conflict_service import ConflictService
 from nodes.conflict_teller import ConflictTeller
 from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
-from nodes.events import make_logger
 from nodes.failover_actor import log_own_event, run_failover_actor, run_own_health
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
 from nodes.housekeeper import Housekeeper, make_room_to_start
 from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
-from nodes.key_files import load_keys
 from nodes.link import Link
 from nodes.listener import Listener
 from nodes.peers import PeerRecord
 from nodes.queries import PeerQueries, serve_queries
 from nodes.reclaimer import run_reclaimer
-from nodes.recovery import Recovered, read_identity, recover
-from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path, socket_path
+from nodes.recovery import Recovered, recover
+from nodes.runtime import ShiftedClock, socket_path
 from nodes.seams import Entropy
 from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
 from nodes.storage import DiskStorage
 from nodes.trace import Tracer
-from nodes.write_gate import FORMER, WriteGate, remedy_anew
+from nodes.write_gate import WriteGate
 from protocol.handshake import LocalIdentity, Role
 from protocol.keys import KeyRing
 
@@ -68,72 +64,6 @@ REPORTS_MAX = 256
 STOPPING = "stopping"
 CLOCK_WATCH_S = 0.5
 """A wrong clock's writes are refused half a second after the pongs that show it, however seldom the probes are."""
-
-
-async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | None = None) -> None:
-    """Run one site in this process until SIGTERM or SIGINT; a second signal ends it at once.
-
-    Raises:
-        SiteUnknown, ConfigInvalid, CallerError: it cannot start as configured.
-        WorldError: a damaged log, a failed sync.
-    """
-    site = cluster.site(site_name)
-    keys = load_keys(cluster.key_file(site), site)
-    storage = DiskStorage(site.data_dir)
-    await storage.lock(LOCK_NAME)
-    try:
-        bootstrapped = await finish_switch(storage)
-        # Before a line is logged: the directory, and the log in it, may be another site's.
-        await read_identity(cluster, site, storage)
-        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
-        logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
-        if bootstrapped is not None:
-            log_bootstrap(bootstrapped, logger)
-        try:
-            await _Site(cluster, site, keys, storage, wall_clock, os.urandom, random.Random(), logger).run()  # noqa: S311 - jitter, not secrets
-        except BaseException as error:
-            _log_failure(error, logger)
-            raise
-    finally:
-        storage.close()
-
-
-async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
-    """Make a stopped site's view anew; returns the entries that were folded after the snapshot.
-
-    Raises:
-        CallerError: the site runs.
-        WorldError: the logs do not reach back to a snapshot, or are damaged.
-    """
-    site = cluster.site(site_name)
-    storage = DiskStorage(site.data_dir)
-    if not site.data_dir.is_dir():
-        raise ConfigInvalid([f"{site.data_dir}: site {site_name} has no data there, so there is nothing to rebuild"])
-    await storage.lock(LOCK_NAME)
-    try:
-        await finish_switch(storage)
-        if await read_identity(cluster, site, storage) is None:
-            raise ConfigInvalid([f"{site.data_dir}: site {site_name} has never run there: nothing to rebuild"])
-        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
-        logger = make_logger(events_path(site), site.name, wall_clock)
-        gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY)
-        recovered = await recover(
-            cluster=cluster, site=site, storage=storage, entropy=os.urandom, gate=gate, logger=logger, rebuild=True
-        )
-        await recovered.store.make_durable()
-        await recovered.close()
-        return recovered.replayed
-    finally:
-        storage.close()
-
-
-def _log_failure(error: BaseException, logger: FilteringBoundLogger) -> None:
-    leaf = error
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    if not isinstance(leaf, trio.Cancelled | KeyboardInterrupt):
-        reason = str(leaf) if isinstance(leaf, ReplError) else f"{type(leaf).__name__}: {leaf}"
-        logger.error("site_failed", reason=reason)
 
 
 @dataclass(slots=True)
@@ -156,8 +86,8 @@ class _Running:
     requests: trio.MemoryReceiveChannel[WriteRequest]
 
 
-class _Site:
-    """One site's wiring."""
+class Site:
+    """One site's wiring. Its process runs it once (`nodes.site_process`)."""
 
     def __init__(
         self,
@@ -186,6 +116,7 @@ class _Site:
         self._stop = trio.Event()
 
     async def run(self) -> None:
+        """Run until SIGTERM or SIGINT; a second signal ends it at once."""
         self._logger.info(
             "site_started",
             pid=os.getpid(),
@@ -439,7 +370,7 @@ class _Site:
             lambda: run_own_health(
                 site_id=self._site.site_id,
                 interval_s=interval_s,
-                caught_up=lambda: self._has_caught_up(recovered),
+                caught_up=lambda: has_caught_up(recovered, self._peers.values(), self._gate),
                 # A journal or store that fails ends the process: what is left to ask is the clock.
                 healthy=lambda: clock_watch.is_in_bounds,
                 startup_wait_s=self._cluster.startup.startup_wait_s,
@@ -547,35 +478,6 @@ class _Site:
     def _note_mode(self, site_id: SiteId, mode: SiteMode) -> None:
         if site_id in self._peer_modes:
             self._peer_modes[site_id] = mode
-
-    def _has_caught_up(self, recovered: Recovered) -> bool:
-        applied, own = recovered.store.applied, recovered.journals.own
-        # A site that is itself in trouble holds up nobody: what it cannot send, or nobody may take, is not waited for.
-        sound = (
-            record for record in self._peers.values() if record.stamps_beyond_us is None and not record.has_diverged
-        )
-        told = (record.first_tails for record in sound)
-        if not all(covers(applied, tails) for tails in told if tails is not None):
-            return False
-        if not self._has_former(recovered):
-            return False
-        # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
-        held = (cursor_of(record.received, own.journal, own.shard_count) for record in self._peers.values())
-        return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
-
-    def _has_former(self, recovered: Recovered) -> bool:
-        """Whether all is applied that peers held of former journals when they were first reached; if not, the gate tells."""
-        for record in self._peers.values():
-            for journal, seqs in record.first_received.items():
-                if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: seqs}):
-                    name = record.site.name
-                    reason = (
-                        f"it waits for what site {name} holds of the former journal {journal}; if that does not come, "
-                    )
-                    self._gate.close(FORMER, f"{reason}{remedy_anew(self._site.name, name)}")
-                    return False
-        self._gate.open(FORMER)
-        return True
 
     async def _drain(self, recovered: Recovered) -> None:
         """Let connected conduits deliver what they have, until the deadline."""

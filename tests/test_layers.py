@@ -78,7 +78,7 @@ def test_every_module_is_reached_from_the_command_line():
 
 def test_a_site_touches_time_and_threads_only_in_its_seams():
     """What runs in a site reads no clock, draws no entropy of its own and starts no thread, but in the seams."""
-    for name in sorted(reached_from("nodes.site")):
+    for name in sorted(reached_from("nodes.site_process")):
         path = KNOWN[name]
         if str(path.relative_to(ROOT)) in SEAMS:
             continue

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nodes.site import rebuild_site
+from nodes.site_process import rebuild_site
 from nodes.store import fold
 from protocol.payload import PayloadInvalid, decode_payload
 

@@ -10,7 +10,7 @@ import trio
 from nodes.config import load_cluster, write_cluster
 from nodes.key_files import make_keys, write_keys
 from nodes.runtime import events_path
-from nodes.site import run_site
+from nodes.site_process import run_site
 
 
 async def test_a_second_signal_ends_a_site_that_is_still_recovering(tmp_path, monkeypatch):

@@ -1,0 +1,41 @@
+"""Whether a starting site has caught up with what its peers told at first contact."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from claudefs_repl.checkpoint import covers, cursor_of
+from nodes.peers import PeerRecord
+from nodes.recovery import Recovered
+from nodes.write_gate import FORMER, WriteGate, remedy_anew
+
+
+def has_caught_up(recovered: Recovered, peers: Collection[PeerRecord], gate: WriteGate) -> bool:
+    """Whether a site may take writes: what it lacks of its peers, and of its own journal, is applied here.
+
+    The gate tells while it waits for a former journal that only a peer has.
+    """
+    applied, own = recovered.store.applied, recovered.journals.own
+    # A site that is itself in trouble holds up nobody: what it cannot send, or nobody may take, is not waited for.
+    sound = (record for record in peers if record.stamps_beyond_us is None and not record.has_diverged)
+    told = (record.first_tails for record in sound)
+    if not all(covers(applied, tails) for tails in told if tails is not None):
+        return False
+    if not _has_former(recovered, peers, gate):
+        return False
+    # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
+    held = (cursor_of(record.received, own.journal, own.shard_count) for record in peers)
+    return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
+
+
+def _has_former(recovered: Recovered, peers: Collection[PeerRecord], gate: WriteGate) -> bool:
+    """Whether all is applied that peers held of former journals when they were first reached."""
+    for record in peers:
+        for journal, seqs in record.first_received.items():
+            if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: seqs}):
+                name = record.site.name
+                why = f"it waits for what site {name} holds of the former journal {journal}; if that does not come"
+                gate.close(FORMER, f"{why}, {remedy_anew(gate.site, name)}")
+                return False
+    gate.open(FORMER)
+    return True
