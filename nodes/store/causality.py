@@ -143,6 +143,8 @@ class Causality:
 
     def is_stable(self, packed: bytes) -> bool:
         """Whether an entry is known to be causally stable."""
+        if not self._stable:
+            return False
         _, origin, incarnation, shard, seq = Stamp.unpack(packed)
         seqs = self._stable.get(JournalId(origin, incarnation))
         return seqs is not None and seq <= seqs[shard]
