@@ -134,7 +134,12 @@ async def test_status_verify_and_logs_tell_of_the_whole_cluster(make_lab: Any) -
     assert behind.code == 3
     assert "unreachable" in behind.json["sites"]["beta"]
     assert behind.json["sites"]["alpha"]["peers"]["beta"]["lag_entries"] > 0
-    assert behind.json["sites"]["alpha"]["peers"]["beta"]["reason"]
+
+    async def told() -> bool:
+        # That a lag does not fall shows in two samples of it.
+        return bool((await lab.status("alpha"))["peers"]["beta"]["reason"])
+
+    await lab.until(told, "alpha tells why beta lags")
     assert (await lab.cli("verify", "--json", "--site", "alpha")).code == 3
     lab.launcher.resume("beta")
     await lab.ok("verify", "--wait", "60")
