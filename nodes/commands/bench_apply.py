@@ -80,7 +80,7 @@ async def measure_applying(parent: Path, scale: Scale) -> list[Figure]:
     for name, history, meaning in (
         ("append", _appends, f"{ENTRY_BYTES}-byte writes to {FILES} files"),
         ("create", _creations, "new files in one directory"),
-        ("conflict", _conflicts, "attributes of new files set at two sites: every second one is a conflict"),
+        ("conflict", _conflicts, "attributes of new files set at two sites: every third entry is a conflict"),
     ):
         with tempfile.TemporaryDirectory(prefix="claudefs-repl-bench-", dir=parent) as directory:
             store = await SqliteStore.open(Path(directory) / "view.sqlite", shard_count=SHARDS)

@@ -38,10 +38,12 @@ _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
 _LEFT = b"left"
 _COVERED = b"covered"
 _IS_NAMED = "SELECT named FROM inode WHERE inode = ?"
-_WATCHED = "SELECT object, facet FROM recent UNION SELECT object, facet FROM conflict LIMIT ?"
+_WATCHED = "SELECT DISTINCT object, facet FROM recent UNION ALL SELECT DISTINCT object, facet FROM conflict"
 _FACET_BITS = 4
 WATCHED_MAX = 200_000
-"""About 15 MiB; beyond it each entry costs a few queries more."""
+"""Keys of a set: about 15 MiB."""
+_BLOOM_BITS = 25
+"""2^25 bits are 4 MiB."""
 
 
 class Piece(NamedTuple):
@@ -72,28 +74,57 @@ class Memory(NamedTuple):
 class Watched:
     """The facets of objects of which something is remembered, or in conflict; perhaps more than these, never fewer.
 
-    Owned by the store; outlives its transactions.
+    Up to a number they are a set. Beyond it they are a Bloom filter (Bloom, "Space/time trade-offs in hash coding with
+    allowable errors", 1970), which takes no more memory however many they are, and is wrong for one in thirty at three
+    million. Owned by the store; outlives its transactions.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._keys: set[int] = set()
-        self._is_full = False
-        self.reload(connection)
+        self._bits: bytearray | None = None
+        self._forgotten = 0
+        self._load(connection)
 
     def has(self, inode: int, facet: Facet) -> bool:
         """Whether something may be there to look up."""
-        return self._is_full or inode << _FACET_BITS | facet in self._keys
+        key = inode << _FACET_BITS | facet
+        if self._bits is None:
+            return key in self._keys
+        one, other = _bits_of(key)
+        return bool(self._bits[one >> 3] >> (one & 7) & self._bits[other >> 3] >> (other & 7) & 1)
 
     def add(self, inode: int, facet: Facet) -> None:
-        """Watch one more; when they are too many to tell apart, all are watched."""
-        self._keys.add(inode << _FACET_BITS | facet)
-        self._is_full = self._is_full or len(self._keys) > WATCHED_MAX
+        """Watch one more."""
+        self._add(inode << _FACET_BITS | facet)
 
-    def reload(self, connection: sqlite3.Connection) -> None:
-        """Watch just what must be, after something was forgotten."""
-        rows = connection.execute(_WATCHED, (WATCHED_MAX + 1,))
-        self._keys = {inode << _FACET_BITS | facet for inode, facet in rows}
-        self._is_full = len(self._keys) > WATCHED_MAX
+    def reload(self, connection: sqlite3.Connection, forgotten: int) -> None:
+        """Watch just what must be, after so many more changes were forgotten; for a filter they must be many."""
+        self._forgotten += forgotten
+        if self._forgotten > (0 if self._bits is None else WATCHED_MAX):
+            self._load(connection)
+
+    def _load(self, connection: sqlite3.Connection) -> None:
+        self._keys, self._bits, self._forgotten = set(), None, 0
+        for inode, facet in connection.execute(_WATCHED):
+            self._add(inode << _FACET_BITS | facet)
+
+    def _add(self, key: int) -> None:
+        if self._bits is None:
+            self._keys.add(key)
+            if len(self._keys) <= WATCHED_MAX:
+                return
+            self._bits, keys = bytearray(1 << _BLOOM_BITS >> 3), self._keys
+            self._keys = set()
+        else:
+            keys = {key}
+        for watched in keys:
+            for bit in _bits_of(watched):
+                self._bits[bit >> 3] |= 1 << (bit & 7)
+
+
+def _bits_of(key: int) -> tuple[int, int]:
+    mixed = key * 0x9E3779B97F4A7C15 & 0xFFFF_FFFF_FFFF_FFFF  # as `shard_of` spreads numbers that follow each other
+    return mixed >> 64 - _BLOOM_BITS, mixed >> 32 - _BLOOM_BITS & (1 << _BLOOM_BITS) - 1
 
 
 class Judge:

@@ -117,11 +117,11 @@ CREATE TABLE recent(
     PRIMARY KEY(object, facet, detail, stamp)
 ) WITHOUT ROWID;
 CREATE TABLE conflict(
-    id BLOB PRIMARY KEY, object INTEGER NOT NULL, facet INTEGER NOT NULL, detail BLOB NOT NULL, kind INTEGER NOT NULL,
+    id BLOB NOT NULL UNIQUE, object INTEGER NOT NULL, facet INTEGER NOT NULL, detail BLOB NOT NULL, kind INTEGER NOT NULL,
     loser BLOB NOT NULL, run BLOB NOT NULL, winner BLOB NOT NULL,
     inode INTEGER NOT NULL, parent INTEGER, name BLOB, value, is_kept INTEGER NOT NULL DEFAULT 1
-) WITHOUT ROWID;
-CREATE INDEX conflict_object ON conflict(object, facet, detail);
+);
+CREATE INDEX conflict_object ON conflict(object, facet);
 CREATE INDEX conflict_loser ON conflict(loser, id);
 CREATE TABLE piece(
     conflict BLOB NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, winner BLOB NOT NULL, data BLOB,

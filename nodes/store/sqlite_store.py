@@ -77,6 +77,7 @@ class SqliteStore:
         self._stable: Cursors = {}
         self._watched = Watched(writer)
         self._forgetting = Forgetting()
+        self._reloaded_at = 0
         self._giving_up = GivingUp()
         self._writer = writer
         self._checkpointer = checkpointer
@@ -191,7 +192,9 @@ class SqliteStore:
                 lambda: self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
             )
             if is_done:
-                self._watched.reload(self._writer)
+                total = self._forgetting.total
+                self._watched.reload(self._writer, total.changes + total.conflicts - self._reloaded_at)
+                self._reloaded_at = total.changes + total.conflicts
             return is_done
 
         async with self._writing:

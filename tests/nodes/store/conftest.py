@@ -88,7 +88,7 @@ class MemorySite:
         while not self._forgetting.step(self.connection, self.stable, applied, rows_max=7):
             pass
         self.connection.execute("COMMIT")
-        self.watched.reload(self.connection)
+        self.watched.reload(self.connection, 1)
 
     def dump(self) -> dict[str, list[tuple]]:
         queries = {table: f"SELECT * FROM {table}" for table in COMPARED}

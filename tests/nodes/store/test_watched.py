@@ -1,0 +1,56 @@
+"""What must be looked up is never forgotten, however many facets are watched, and memory does not grow with them."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from nodes.store import judge
+from nodes.store.conflicts import Facet
+from nodes.store.judge import Watched
+
+
+def remember(site, inode: int, facet: Facet) -> None:
+    site.connection.execute("INSERT INTO recent VALUES (?, ?, x'', x'', NULL, 0, NULL, NULL, NULL)", (inode, facet))
+
+
+def test_a_set_is_exact(site):
+    """Up to the limit nothing is looked up in vain."""
+    remember(site, 5, Facet.DATA)
+    watched = Watched(site.connection)
+    watched.add(6, Facet.NAME)
+    assert [watched.has(5, Facet.DATA), watched.has(6, Facet.NAME)] == [True, True]
+    assert [watched.has(5, Facet.NAME), watched.has(6, Facet.DATA), watched.has(7, Facet.DATA)] == [False] * 3
+
+
+def test_beyond_the_limit_nothing_is_missed_and_little_is_looked_up_in_vain(site, monkeypatch):
+    """A filter holds any number in the memory of one, and tells few things that are not there."""
+    monkeypatch.setattr(judge, "WATCHED_MAX", 100)
+    watched = Watched(site.connection)
+    chance = random.Random(1)
+    inodes = [chance.getrandbits(63) for _ in range(5000)]
+    for inode in inodes:
+        watched.add(inode, Facet.BEING)
+    assert all(watched.has(inode, Facet.BEING) for inode in inodes)
+    assert sum(watched.has(inode, Facet.DATA) for inode in inodes) < 10
+    assert sum(watched.has(inode, Facet.BEING) for inode in range(5000)) < 10
+    assert not watched._keys
+    assert sys.getsizeof(watched._bits) < 5 << 20
+
+
+def test_what_was_forgotten_is_looked_up_no_more(site, monkeypatch):
+    """A set is read again after anything was forgotten, a filter only after much was."""
+    remember(site, 5, Facet.DATA)
+    watched = Watched(site.connection)
+    site.connection.execute("DELETE FROM recent")
+    watched.reload(site.connection, 0)
+    assert watched.has(5, Facet.DATA)
+    watched.reload(site.connection, 1)
+    assert not watched.has(5, Facet.DATA)
+    monkeypatch.setattr(judge, "WATCHED_MAX", 3)
+    for inode in range(5):
+        watched.add(inode, Facet.DATA)
+    watched.reload(site.connection, 3)
+    assert watched.has(4, Facet.DATA)
+    watched.reload(site.connection, 1)
+    assert not watched.has(4, Facet.DATA)
