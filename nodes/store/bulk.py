@@ -118,12 +118,11 @@ class Bulk:
             self._objects[inode] = made._replace(mtime_ns=mtime_ns, mtime_stamp=stamp)
         return True
 
-    def claim(self, place: tuple[int, bytes]) -> None:
-        """A name is claimed on the long way."""
-        self._taken.add(place)
+    def flush(self, inode: int | None = None, place: tuple[int, bytes] | None = None) -> None:
+        """Insert what is gathered, before an object is changed on the long way, and perhaps claims a name.
 
-    def flush(self, inode: int | None = None) -> None:
-        """Insert what is gathered; an object that is about to change on the long way is looked up again afterwards."""
+        What was looked up of them for the block does not hold any more.
+        """
         if self._objects:
             self._connection.executemany(_ADD_OBJECT, [(key, *made) for key, made in self._objects.items()])
             self._objects.clear()
@@ -136,6 +135,8 @@ class Bulk:
         if inode is not None:
             self._ends.pop(inode, None)
             self._known.add(inode)
+        if place is not None:
+            self._taken.add(place)
 
     def _add_link(self, place: tuple[int, bytes], inode: int, stamp: bytes) -> bool:
         judge = self._judge

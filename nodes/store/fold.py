@@ -220,7 +220,7 @@ class Fold:
                 continue
             if self._take_short_way(packed, modified[seen], inode, operation):
                 continue
-            self._bulk.flush(inode)
+            self._bulk.flush(inode, _claim_of(operation))
             stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
             self.apply(Cause(stamp, packed, seen_table[seen], names[seen], is_local=False), inode, operation)
         crcs = block.crcs[max(0, done + 1 - block.first_seq) :]
@@ -300,9 +300,6 @@ class Fold:
                 # Whoever finds the object by its name has seen what its maker did to it before.
                 modified.pop(inode, None)
                 return True
-        place = _claim_of(operation)
-        if place is not None:
-            self._bulk.claim(place)
         return False
 
     def _modified_of(self, journal: JournalId, seen: bytes) -> dict[int, bytes]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from claudefs_repl.block import Block, NewRow
+from claudefs_repl.block import Block, NewRow, join_blocks
 from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.journal import ROOT_INODE, JournalId, Stamp, entry_crc32, make_inode, shard_of
 from claudefs_repl.operations import (
@@ -212,8 +212,9 @@ def facts_of(journal: JournalId, blocks: list[Block]) -> list[Fact]:
 
 
 def cut_at_random(blocks: list[Block], chance: random.Random) -> list[Block]:
+    """The entries of a shard in blocks of any size, however they were written."""
     pieces = []
-    for block in blocks:
+    for block in [join_blocks(blocks)] if blocks else []:
         at = block.first_seq
         while at <= block.last_seq:
             end = chance.randint(at, block.last_seq)

@@ -8,9 +8,10 @@ import pytest
 
 from claudefs_repl.block import Block, NewRow, join_blocks
 from claudefs_repl.checkpoint import encode_cursors
-from claudefs_repl.journal import ROOT_INODE, JournalId, Op, SiteId, entry_crc32, make_inode, shard_of
-from claudefs_repl.operations import Create, Link, MkDir, Rename, Replaced, Unlink, Write
+from claudefs_repl.journal import ROOT_INODE, STAMP_BITS, JournalId, Op, SiteId, entry_crc32, make_inode, shard_of
+from claudefs_repl.operations import Create, Link, MkDir, Rename, Replaced, SetAttr, Unlink, Write
 from nodes.store.local import CreateFile, MakeDir, MakeLink, Remove, RemoveDir, WriteData
+from nodes.store.view import conflict_name
 from protocol.payload import OP_OF, encode_payload
 
 SHARDS = 2
@@ -187,3 +188,17 @@ def test_an_object_that_becomes_known_late_shows_the_removed_directory_that_hold
     assert late.listing(directory) == {b"g": created.inode}
     for site in (maker, remover, linker, late):
         site.close()
+
+
+def test_a_name_that_was_claimed_the_long_way_is_taken_within_the_same_block(site):
+    """Two entries of one block claim a name, the first of an object that another site has told of before: both show."""
+    first, second = [made(number) for number in range(20, 60) if shard_of(made(number), SHARDS) == 0][:2]
+    stamps = [inode & (1 << STAMP_BITS) - 1 for inode in (first, second)]
+    op, payload = Op.SET_ATTR, encode_payload(SetAttr(mode=0o640))
+    crc32 = entry_crc32(1, 0, 6, 99, first, op, payload)
+    seen = encode_cursors({JOURNAL: (2, 0)}, SHARDS)
+    rows = [NewRow(99, op, first, payload, crc32)]
+    site.take(JournalId(SiteId(6), 6), [Block.build(shard=0, first_seq=1, rows=rows, seen=seen)])
+    blocks = [entry(stamp, made(stamp), CREATE, seq=seq) for seq, stamp in enumerate(stamps, 1)]
+    site.take(JOURNAL, [join_blocks(blocks)])
+    assert site.listing() == {b"f": second, conflict_name(b"f", 5, first): first}
