@@ -64,6 +64,7 @@ class Bulk:
             claims: names that they claim.
         """
         self._known = {inode for (inode,) in self._look_up("SELECT inode FROM inode WHERE inode IN ({})", 1, makings)}
+        self._known.update(self._objects)  # of the blocks before, and not in the table yet
         self._taken = set(
             self._look_up(
                 "WITH asked(parent, name) AS (VALUES {}) SELECT parent, name FROM asked a WHERE "
@@ -73,6 +74,7 @@ class Bulk:
                 claims,
             )
         )
+        self._taken.update((parent, name) for parent, name, _, _ in self._links)
 
     def add_run(self, inode: int, offset: int, data: bytes, stamp: bytes) -> bool:
         """Bytes are written behind everything that a file has."""

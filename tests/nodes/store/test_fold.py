@@ -202,3 +202,21 @@ def test_a_name_that_was_claimed_the_long_way_is_taken_within_the_same_block(sit
     blocks = [entry(stamp, made(stamp), CREATE, seq=seq) for seq, stamp in enumerate(stamps, 1)]
     site.take(JOURNAL, [join_blocks(blocks)])
     assert site.listing() == {b"f": second, conflict_name(b"f", 5, first): first}
+
+
+def test_what_is_gathered_of_one_block_is_known_to_the_next(site, memory_site):
+    """A forged journal makes an object, and claims a name, in two blocks of one fold: as if they had come one by one."""
+    first, second = [made(number) for number in range(20, 60) if shard_of(made(number), SHARDS) == 0][:2]
+    stamps = [inode & (1 << STAMP_BITS) - 1 for inode in (first, second)]
+    directory = MkDir(0o700, 0, 0, 0, ROOT_INODE, b"d")
+    blocks = [
+        entry(stamps[0], first, CREATE),
+        entry(stamps[1], second, directory, seq=2),
+        entry(stamps[0], first, Create(0o640, 0, 0, 0, ROOT_INODE, b"g"), seq=3),
+    ]
+    site.take(JOURNAL, [blocks[0], join_blocks(blocks[1:])])
+    one_by_one = memory_site(1)
+    for block in blocks:
+        one_by_one.take(JOURNAL, [block])
+    assert site.dump() == one_by_one.dump()
+    one_by_one.close()
