@@ -205,13 +205,17 @@ async def test_a_conflict_is_worked_with_from_the_command_line(make_lab: Any, tm
     assert await listed(lab, "beta", "--open") == []
 
     await lab.until_event("alpha", "conflict_found", kind="content", id=found["content"]["id"])
-    documents = [json.loads(line) for line in heard.read_text().splitlines()]
-    assert {one["site"] for one in documents} == {"alpha", "beta"}
-    assert {one["id"] for document in documents for one in document["conflicts"]} == {
-        one["id"] for one in found.values()
+
+    def told() -> set[tuple[str, str, str]]:
+        documents = [json.loads(line) for line in heard.read_text().split("\n")[:-1]]
+        return {(one["site"], of["id"], of["path"]) for one in documents for of in one["conflicts"]}
+
+    expected = {
+        (site, found[kind]["id"], path)
+        for site in ("alpha", "beta")
+        for kind, path in (("content", "/text"), ("delete_modify", "/gone"))
     }
-    paths = {one["path"] for document in documents for one in document["conflicts"]}
-    assert paths == {"/text", "/gone"}
+    await lab.until(lambda: told() == expected, "the command has heard of both conflicts at both sites")
 
 
 async def test_content_beyond_the_limit_is_given_up_loudly_and_the_list_stays(make_lab: Any) -> None:
