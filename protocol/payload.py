@@ -48,7 +48,6 @@ REPLACED_MAX = 64
 
 WRITE_OFFSET_MAX = FILE_BYTES_MAX - DATA_BYTES_MAX
 """A write that begins no later ends within the largest file, however long it is."""
-_WRITE = int(Op.WRITE)
 _unpack = partial(
     msgpack.unpackb,
     use_list=False,
@@ -112,16 +111,11 @@ def decode_payload(op: int, payload: bytes) -> Operation:
         fields = _unpack(payload)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise PayloadInvalid(f"not a payload: {error}") from error
-    if op == _WRITE and type(fields) is tuple and len(fields) == 3 and fields[0] == VERSION and type(fields[0]) is int:
-        # Nearly all entries are writes: they take the short way.
-        _, offset, data = fields
-        if (
-            type(offset) is int
-            and type(data) is bytes
-            and 0 <= offset <= WRITE_OFFSET_MAX
-            and len(data) <= DATA_BYTES_MAX
-        ):
-            return Write(offset, data)
+    quick = _QUICK.get(op)
+    if quick is not None and type(fields) is tuple:
+        operation = quick(fields)
+        if operation is not None:
+            return operation
     if not isinstance(fields, tuple) or not fields:
         raise PayloadInvalid("a payload is an array that begins with its version")
     if fields[0] != VERSION or type(fields[0]) is not int:
@@ -142,6 +136,40 @@ def decode_payload(op: int, payload: bytes) -> Operation:
     if isinstance(operation, Write) and operation.offset + len(operation.data) > FILE_BYTES_MAX:
         raise PayloadInvalid("a write ends beyond the largest file")
     return operation
+
+
+def _decode_write(fields: tuple[Any, ...]) -> Write | None:
+    """A write whose fields are in their ranges, beyond doubt; None leaves it to the schema, which tells what is wrong."""
+    if len(fields) == 3:
+        version, offset, data = fields
+        if (
+            type(version) is type(offset) is int
+            and type(data) is bytes
+            and version == VERSION
+            and 0 <= offset <= WRITE_OFFSET_MAX
+            and len(data) <= DATA_BYTES_MAX
+        ):
+            return Write(offset, data)
+    return None
+
+
+def _decode_create(fields: tuple[Any, ...]) -> Create | None:
+    """Likewise a file that is made with a name."""
+    if len(fields) == 7:
+        version, mode, uid, gid, mtime_ns, parent, name = fields
+        if (
+            type(version) is type(mode) is type(uid) is type(gid) is type(mtime_ns) is int
+            and type(parent) is int
+            and version == VERSION
+            and 0 <= mode <= MODE_MAX
+            and 0 <= uid <= ID_MAX
+            and 0 <= gid <= ID_MAX
+            and -TIME_NS_LIMIT <= mtime_ns < TIME_NS_LIMIT
+            and 1 <= parent <= INODE_MAX
+            and _name(name)
+        ):
+            return Create(*fields[1:])
+    return None
 
 
 def _show(field: Any) -> str:
@@ -193,6 +221,11 @@ _id = _int_up_to(ID_MAX)
 _time = _int_up_to(TIME_NS_LIMIT - 1, -TIME_NS_LIMIT)
 _length = _int_up_to(FILE_BYTES_MAX)
 
+_QUICK: dict[int, Callable[[tuple[Any, ...]], Operation | None]] = {
+    Op.WRITE: _decode_write,
+    Op.CREATE: _decode_create,
+}
+"""Nearly all entries are writes and new files: they take a short way."""
 _SCHEMAS: dict[int, tuple[Callable[..., Operation], tuple[Callable[[Any], bool], ...]]] = {
     Op.CREATE: (Create, (_mode, _id, _id, _time, _optional(_inode), _optional(_name))),
     Op.UNLINK: (Unlink, (_optional(_inode), _optional(_name), _bool)),

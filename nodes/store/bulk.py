@@ -18,17 +18,20 @@ from nodes.store.schema import Kind
 _IN_ONE_QUERY = 200
 """Values of one look-up; SQLite compiles as many forms of the query as there are lengths, so there are two."""
 _LAST_END = "SELECT high FROM extent WHERE inode = ? ORDER BY low DESC LIMIT 1"
+_IN_ONE_INSERT = 32
+"""Rows of one statement: a quarter less time than one by one. Not for runs: SQLite would copy their bytes once more."""
 _ADD_RUN = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
-_ADD_OBJECT = (
-    "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_OBJECTS = (
+    "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named) VALUES ",
+    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 )
-_ADD_LINK = "INSERT INTO link(parent, name, inode, stamp, is_dir) VALUES (?, ?, ?, ?, 0)"
+_ADD_LINKS = "INSERT INTO link(parent, name, inode, stamp, is_dir) VALUES ", "(?, ?, ?, ?, 0)"
 
 
 class NewObject(NamedTuple):
-    """A file or symbolic link as its making tells it."""
+    """A file or symbolic link as its making tells it; later entries may give it a time, or a name if it has none."""
 
+    inode: int
     kind: Kind
     made: bytes
     target: bytes | None
@@ -36,8 +39,8 @@ class NewObject(NamedTuple):
     uid: int
     gid: int
     mtime_ns: int
-    mtime_stamp: bytes = b""
-    named: bool = False
+    mtime_stamp: bytes
+    named: bool
 
 
 class Bulk:
@@ -55,6 +58,7 @@ class Bulk:
         self._links: list[tuple[int, bytes, int, bytes]] = []
         self._known: set[int] = set()
         self._taken: set[tuple[int, bytes]] = set()
+        self._quiet: set[int] = set()
 
     def begin(self, makings: list[int], claims: list[tuple[int, bytes]]) -> None:
         """Look up together what the entries of a block will ask for.
@@ -90,12 +94,13 @@ class Bulk:
         self._runs.append((inode, offset, high, stamp, data))
         return True
 
-    def add_object(self, inode: int, made: NewObject, place: tuple[int, bytes] | None) -> bool:
+    def add_object(self, made: NewObject, place: tuple[int, bytes] | None) -> bool:
         """A file or symbolic link is made, of which nobody has told before."""
+        inode = made.inode
         if inode in self._known or (place is not None and not self._add_link(place, inode, made.made)):
             return False
         self._known.add(inode)
-        self._objects[inode] = made if place is None else made._replace(named=True)
+        self._objects[inode] = made
         return True
 
     def name_object(self, inode: int, place: tuple[int, bytes], stamp: bytes) -> bool:
@@ -125,15 +130,17 @@ class Bulk:
 
         What was looked up of them for the block does not hold any more.
         """
+        # In the tables' orders: shards come one after another, and their rows lie between each other.
         if self._objects:
-            self._connection.executemany(_ADD_OBJECT, [(key, *made) for key, made in self._objects.items()])
+            self._insert(_ADD_OBJECTS, sorted(self._objects.values()))
             self._objects.clear()
         if self._links:
-            self._connection.executemany(_ADD_LINK, self._links)
+            self._insert(_ADD_LINKS, sorted(self._links))
             self._links.clear()
         if self._runs:
             self._connection.executemany(_ADD_RUN, self._runs)
             self._runs.clear()
+        self._quiet.clear()
         if inode is not None:
             self._ends.pop(inode, None)
             self._known.add(inode)
@@ -141,12 +148,30 @@ class Bulk:
             self._taken.add(place)
 
     def _add_link(self, place: tuple[int, bytes], inode: int, stamp: bytes) -> bool:
-        judge = self._judge
-        if place in self._taken or judge.has_tombs or judge.has_trash or judge.is_name_watched(place[0]):
+        if place in self._taken or (place[0] not in self._quiet and not self._is_quiet(place[0])):
             return False
         self._taken.add(place)
         self._links.append((*place, inode, stamp))
         return True
+
+    def _is_quiet(self, directory: int) -> bool:
+        """Whether a claim there can meet nothing but other claims, until something takes the long way."""
+        judge = self._judge
+        if judge.has_tombs or judge.has_trash or judge.is_name_watched(directory):
+            return False
+        self._quiet.add(directory)
+        return True
+
+    def _insert(self, statement: tuple[str, str], rows: Sequence[tuple[Any, ...]]) -> None:
+        into, row = statement
+        whole = len(rows) - len(rows) % _IN_ONE_INSERT
+        if whole:
+            flat = [field for fields in rows[:whole] for field in fields]
+            width = len(rows[0]) * _IN_ONE_INSERT
+            many = into + ", ".join([row] * _IN_ONE_INSERT)
+            self._connection.executemany(many, [flat[at : at + width] for at in range(0, len(flat), width)])
+        if whole < len(rows):
+            self._connection.executemany(into + row, rows[whole:])
 
     def _look_up(self, query: str, width: int, values: Sequence[Any]) -> list[Any]:
         found: list[Any] = []

@@ -282,16 +282,16 @@ class Fold:
         match operation:
             case Write():
                 return False
-            case Create():
+            case Create(mode, uid, gid, mtime_ns, parent, name):
+                place = _place(parent, name)
+                made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", place is not None)
+                return self._bulk.add_object(made, place)
+            case Symlink(uid, gid, mtime_ns, parent, name, target):
+                place = _place(parent, name)
                 made = NewObject(
-                    Kind.FILE, stamp, None, operation.mode, operation.uid, operation.gid, operation.mtime_ns
+                    inode, Kind.SYMLINK, stamp, target, SYMLINK_MODE, uid, gid, mtime_ns, b"", place is not None
                 )
-                return self._bulk.add_object(inode, made, _place(operation.parent, operation.name))
-            case Symlink(target=target):
-                made = NewObject(
-                    Kind.SYMLINK, stamp, target, SYMLINK_MODE, operation.uid, operation.gid, operation.mtime_ns
-                )
-                return self._bulk.add_object(inode, made, _place(operation.parent, operation.name))
+                return self._bulk.add_object(made, place)
             case SetAttr(mode=None, uid=None, gid=None, mtime_ns=int(mtime_ns)):
                 return self._bulk.set_mtime(inode, mtime_ns, stamp)
             case Rename(from_parent=None, is_dir=False, replaced=()):
@@ -450,11 +450,13 @@ def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[li
     """What some entries make, and the names that they claim."""
     makings, claims = list[int](), list[tuple[int, bytes]]()
     for _, _, inode, _, operation in rows:
-        if isinstance(operation, Write):
+        if type(operation) is Write:
             continue
-        if isinstance(operation, Create | Symlink):
+        if type(operation) is Create or type(operation) is Symlink:
             makings.append(inode)
-        place = _claim_of(operation)
+            place = _place(operation.parent, operation.name)
+        else:
+            place = _claim_of(operation)
         if place is not None:
             claims.append(place)
     return makings, claims

@@ -31,6 +31,7 @@ from claudefs_repl.operations import (
     Unlink,
     Write,
 )
+from protocol import payload as payload_module
 from protocol.payload import OP_OF, REPLACED_MAX, PayloadInvalid, decode_payload, encode_payload
 
 EXAMPLES = [
@@ -284,3 +285,29 @@ def test_changed_byte_is_refused_or_another_operation(operation, data):
         return
     assert decode_payload(op_of(other), encode_payload(other)) == other
     assert type(other) is type(operation)
+
+
+_NUMBERS = (-(1 << 63), -1, 0, 1, 2, 0o7777, 0o10000, 0xFFFF_FFFF, 1 << 32, (1 << 63) - 1, 1 << 63)
+_LENGTHS = (FILE_BYTES_MAX - DATA_BYTES_MAX, FILE_BYTES_MAX - DATA_BYTES_MAX + 1, FILE_BYTES_MAX)
+_OTHERS = (True, None, b"", b"a", b"..", b"a/b", b"n" * NAME_BYTES_MAX, b"n" * 256, b"d" * DATA_BYTES_MAX)
+EDGES = st.sampled_from((*_NUMBERS, *_LENGTHS, *_OTHERS))
+
+
+@given(st.sampled_from([Op.CREATE, Op.WRITE]), st.lists(EDGES, min_size=1, max_size=7), st.booleans())
+def test_short_way_decides_as_the_schema_does(op, fields, is_whole):
+    """Writes and new files are decoded without the schema; the outcome is the schema's, at every edge of every field."""
+    if is_whole:
+        sound = {Op.CREATE: [1, 0o644, 0, 0, 0, 1, b"name"], Op.WRITE: [1, 0, b"data"]}[op]
+        fields = [*sound[: -len(fields)], *fields][-len(sound) :]
+    payload_bytes = msgpack.packb(fields)
+
+    def outcome():
+        try:
+            return decode_payload(op, payload_bytes)
+        except PayloadInvalid as error:
+            return str(error)
+
+    short = outcome()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(payload_module, "_QUICK", {})
+        assert short == outcome()
