@@ -30,18 +30,28 @@ class MemorySite:
     """One store in memory, with the journal that its site writes."""
 
     def __init__(self, site_id: int = 1, *, incarnation: int = 0xFFFF_FFFF_FFFF_FFF0, shard_count: int = SHARDS):
-        self.connection = sqlite3.connect(":memory:", isolation_level=None)
-        set_up(self.connection, shard_count=shard_count)
         self.shard_count = shard_count
         self.journal = JournalId(site_id, incarnation + site_id)
         self.blocks: dict[int, list[Block]] = {shard: [] for shard in range(shard_count)}
-        self.view = View(self.connection)
         self.wall_us = START_US
+        self._open(sqlite3.connect(":memory:", isolation_level=None))
+
+    def _open(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        set_up(connection, shard_count=self.shard_count)
+        self.view = View(connection)
         self.stable: Cursors = {}
-        self.watched = Watched(self.connection)
+        self.watched = Watched(connection)
         self._frontier: StableFrontier | None = None
         self._forgetting = Forgetting()
         self._clock = HybridClock()
+
+    def restart(self) -> None:
+        """Only what is in the store is left."""
+        again = sqlite3.connect(":memory:", isolation_level=None)
+        again.deserialize(self.connection.serialize())
+        self.connection.close()
+        self._open(again)
 
     def run(self, *requests: Sequence[LocalOp]) -> list[RequestOutcome]:
         self.connection.execute("BEGIN")
