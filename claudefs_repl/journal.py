@@ -48,15 +48,18 @@ class JournalId(NamedTuple):
         return f"{self.origin}:{self.incarnation:016x}"
 
     @classmethod
-    def parse(cls, text: str) -> JournalId:
+    def parse(cls, text: object) -> JournalId:
         """Read the form that `str` writes.
 
         Raises:
-            ValueError: the text has another form.
+            ValueError: it has another form, or is no text at all.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"a journal is a text, not {type(text).__name__}")
         origin, _, incarnation = text.partition(":")
         journal = cls(SiteId(int(origin)), Incarnation(int(incarnation, 16)))
-        if str(journal) != text or len(incarnation) != 16 or journal.origin < 1:
+        is_canonical = str(journal) == text and len(incarnation) == 16
+        if not is_canonical or not 1 <= journal.origin <= SITE_ID_MAX or journal.incarnation < 0:
             raise ValueError(f"not a journal: {text!r:.60}")
         return journal
 

@@ -178,3 +178,20 @@ def test_operation_numbers():
     names = "CREATE UNLINK RENAME WRITE TRUNCATE SET_ATTR LINK SYMLINK MKDIR SET_XATTR REMOVE_XATTR"
     assert [op.name for op in sorted(Op)] == names.split()
     assert sorted(Op) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(5, None, b"1:0000000000000009", [], "", "1", "1:9", "0:0000000000000009", "2048:0000000000000009"),
+        "-1:0000000000000009",
+        "1:-000000000000009",
+        "1:000000000000000G",
+        "9" * 5000 + ":0000000000000009",
+        "01:" + "0" * 16,
+    ],
+)
+def test_what_is_no_journal_is_a_value_error(text):
+    """A peer may send anything where a journal's name belongs."""
+    with pytest.raises(ValueError):
+        JournalId.parse(text)
