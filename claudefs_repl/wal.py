@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from claudefs_repl.error import CallerError, WorldError
-from claudefs_repl.journal import Incarnation, JournalId, SiteId
+from claudefs_repl.journal import SHARDS_MAX, Incarnation, JournalId, SiteId
 
 VERSION = 1
 HEADER_BYTES = 4096
@@ -61,7 +61,7 @@ _RECORD = struct.Struct("<4sIIQ")
 _SUMMED = struct.Struct("<QIQ")
 _ZEROS = bytes(SCAN_BYTES)
 RECORD_HEAD_BYTES = _RECORD.size
-CLUSTER_ID_BYTES_MAX = HEADER_BYTES - _START.size - _FIELDS.size - 8 * 256
+CLUSTER_ID_BYTES_MAX = HEADER_BYTES - _START.size - _FIELDS.size - 8 * SHARDS_MAX
 
 
 class HeaderTorn(WorldError):
@@ -124,11 +124,17 @@ class SegmentHeader:
             raise HeaderTorn("the checksum does not match")
         origin, incarnation, position, timestamp_us, salt, shards, id_bytes = _FIELDS.unpack_from(encoded, _START.size)
         at = _START.size + _FIELDS.size
+        if shards > SHARDS_MAX or id_bytes > CLUSTER_ID_BYTES_MAX:
+            raise HeaderTorn(f"{shards} shards and a cluster id of {id_bytes} bytes are more than there can be")
         next_seqs = struct.unpack_from(f"<{shards}Q", encoded, at)
         at += 8 * shards
+        try:
+            cluster_id = encoded[at : at + id_bytes].decode()
+        except UnicodeDecodeError as error:
+            raise HeaderTorn("the cluster id is not UTF-8") from error
         return cls(
             journal=JournalId(SiteId(origin), Incarnation(incarnation)),
-            cluster_id=encoded[at : at + id_bytes].decode(),
+            cluster_id=cluster_id,
             first_position=position,
             next_seqs=next_seqs,
             last_timestamp_us=timestamp_us,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 
 import pytest
@@ -288,3 +289,18 @@ def test_a_scan_in_pieces_finds_what_a_look_at_every_byte_finds(bodies, damage, 
     if not scanner.is_damaged:
         rest = bytes(area).rstrip(b"\0")
         assert max(scanner.used_upto - HEADER_BYTES, scanner.end - FIRST) == max(len(rest), scanner.end - FIRST)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shards": 257}, {"id_bytes": wal.CLUSTER_ID_BYTES_MAX + 1}, {"id_bytes": 1, "text": b"\xff"}]
+)
+def test_a_header_with_a_right_sum_and_impossible_fields_is_no_header(change):
+    """Whatever wrote it, it is told as a torn header, by the file's name, and not as an error of Python's."""
+    made = bytearray(
+        SegmentHeader(JournalId(SiteId(1), Incarnation(2)), "", 0, (1,), 0, bytes(wal.SALT_BYTES)).encode()
+    )
+    struct.pack_into("<HH", made, 64, change.get("shards", 1), change.get("id_bytes", 0))
+    made[76:77] = change.get("text", b"\0")
+    struct.pack_into("<I", made, 12, zlib.crc32(made[16:], zlib.crc32(made[:12])))
+    with pytest.raises(HeaderTorn):
+        SegmentHeader.decode(bytes(made))
