@@ -29,6 +29,8 @@ from claudefs_repl.wal import (
 from nodes.seams import Entropy, File, Storage
 
 SUFFIX = ".seg"
+NAME_DIGITS = 20
+"""Of any 64-bit position, so that names are in the order of positions."""
 TEMPORARY_SUFFIX = ".new"
 INDEX_BYTES = 256 * 1024
 """A start is looked up to this granularity: at most this much is read in vain, and a gigabyte needs 4,096 marks."""
@@ -76,7 +78,7 @@ class LogIdentity:
 
     def path(self, first_position: int) -> str:
         """The file of the segment that begins at a position."""
-        return f"{self.directory}/{first_position:020d}{SUFFIX}"
+        return f"{self.directory}/{first_position:0{NAME_DIGITS}d}{SUFFIX}"
 
 
 @dataclass(slots=True, eq=False)
@@ -229,7 +231,8 @@ class Recovery:
         names = await self._storage.names(directory)
         self._unused = [f"{directory}/{name}" for name in names if name.endswith(SUFFIX + TEMPORARY_SUFFIX)]
         stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
-        positions = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+        # Any other name is not one of ours, but a copy, say, that somebody put there.
+        positions = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) == NAME_DIGITS]
         for position in positions:
             path = self._identity.path(position)
             file_bytes = await self._storage.size(path)

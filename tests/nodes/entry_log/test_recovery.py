@@ -43,6 +43,17 @@ async def test_a_log_cut_at_any_byte_keeps_every_whole_record(lab, missing):
             del disk.live[extra]
 
 
+@pytest.mark.parametrize("name", ["7.seg", "0.seg", "copy.seg", "00000000000000000000 (copy).seg", "9" * 40 + ".seg"])
+async def test_a_file_of_another_name_is_no_segment(lab, name):
+    """What somebody copied into the directory is neither read nor removed."""
+    disk = lab.FakeStorage()
+    blocks = await lab.fill(disk, lab.three_groups())
+    disk.live[f"{lab.DIRECTORY}/{name}"] = lab.FakeInode(100)
+    log = await EntryLog.open(**lab.fields(disk))
+    assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(blocks)
+    assert f"{lab.DIRECTORY}/{name}" in disk.live
+
+
 async def test_a_flipped_byte_is_a_torn_tail_or_stops_the_site(lab):
     """Damage that a later record proves to be of durable bytes stops the site, by file and offset; nothing is changed."""
     disk = lab.FakeStorage()
