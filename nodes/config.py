@@ -189,6 +189,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigInvalid([f"{path}: cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid([f"{path}: not valid TOML: {error}"]) from error
+    except RecursionError as error:
+        raise ConfigInvalid([f"{path}: not valid TOML: nested too deep"]) from error
 
 
 def _section_model(section: str) -> type[BaseModel]:

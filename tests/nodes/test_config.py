@@ -265,6 +265,14 @@ def test_the_cluster_at_the_top_is_the_one_that_init_writes(tmp_path: Path) -> N
     assert (REPOSITORY / "cluster.toml").read_text() == written.read_text()
 
 
+def test_toml_that_is_nested_without_end_is_a_problem_of_the_file(tmp_path: Path) -> None:
+    """The parser's own limit is told as any other mistake in the file."""
+    path = tmp_path / "cluster.toml"
+    path.write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigInvalid, match="nested too deep"):
+        load_cluster(path)
+
+
 def test_a_cluster_is_never_overwritten(tmp_path: Path) -> None:
     """Where a configuration is, none is written."""
     path = write_cluster(tmp_path)
