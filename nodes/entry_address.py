@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from claudefs_repl.checkpoint import SEQ_MAX
 from claudefs_repl.error import CallerError
-from claudefs_repl.journal import Incarnation, JournalId, Shard, SiteId
+from claudefs_repl.journal import SITE_ID_MAX, Incarnation, JournalId, Shard, SiteId
 from claudefs_repl.topology import ClusterConfig
 
 FORM = "expected ORIGIN/SHARD/SEQ, as in alpha/0/17; ORIGIN is a site's name or id, or ID:INCARNATION as status --json shows"
+
+
+DIGITS_MAX = 19
+"""Of SEQ_MAX; Python itself refuses to read numbers of some thousand digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ def parse_entry(text: object, cluster: ClusterConfig) -> EntryAddress:
     if not isinstance(text, str):
         raise CallerError(f"an entry is named by a text: {FORM}")
     origin, *numbers = text.split("/")
-    if len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+    if len(numbers) != 2 or not all(map(_is_number, numbers)):
         raise CallerError(f"{text!r:.80}: {FORM}")
     shard, seq = map(int, numbers)
     if shard >= cluster.shards:
@@ -53,8 +57,12 @@ def parse_entry(text: object, cluster: ClusterConfig) -> EntryAddress:
             site_id, incarnation = JournalId.parse(origin)
         except ValueError as error:
             raise CallerError(f"{text!r:.80}: {FORM}") from error
-    elif origin.isascii() and origin.isdigit() and int(origin):
+    elif _is_number(origin) and 1 <= int(origin) <= SITE_ID_MAX:
         site_id = SiteId(int(origin))
     else:
         site_id = cluster.site(origin).site_id
     return EntryAddress(site_id, incarnation, Shard(shard), seq)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX

@@ -35,6 +35,13 @@ def test_an_origin_is_a_name_an_id_or_a_journal(text, expected):
     "text",
     [
         *("", "alpha", "alpha/0", "alpha/0/17/1", "alpha/x/1", "alpha/0/-1", "alpha/0/0", "alpha/4/1", "7:ff/0/1"),
+        *(
+            "alpha/0/" + "1" * 5000,
+            "9" * 5000 + "/0/1",
+            "9" * 30 + "/0/1",
+            "7:-0000000000000ff/0/1",
+            "9999:" + "0" * 16 + "/0/1",
+        ),
         *("alpha/0/9223372036854775808", "alpha/\u0661/1", "0/0/1", None, 5),
     ],
 )
