@@ -25,6 +25,7 @@ from nodes.queries import Handler
 from nodes.runtime import ShiftedClock
 from nodes.seams import Storage
 from nodes.shown_ids import ShownIds
+from nodes.small_json import parse_json
 from nodes.write_gate import WriteGate
 from protocol.handshake import Role
 
@@ -37,7 +38,7 @@ async def read_pinned_mode(storage: Storage) -> SiteMode | None:
     if content is None:
         return None
     try:
-        return SiteMode(json.loads(content)["pinned"])
+        return SiteMode(parse_json(content)["pinned"])
     except (ValueError, KeyError, TypeError) as error:
         raise WorldError(f"{MODE_FILE} cannot be read ({error!r}); remove it to start without a pinned mode") from error
 

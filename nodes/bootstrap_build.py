@@ -23,6 +23,7 @@ from nodes.evidence import Evidence, write_evidence
 from nodes.journals import LogSettings
 from nodes.recovery import STORE_FILE, write_identity
 from nodes.seams import Entropy, File, Storage
+from nodes.small_json import parse_json
 from nodes.snapshots import SNAPSHOTS_DIR, STORE_NAME, Snapshot, remove_store, write_manifest
 from nodes.store.local import StampSource
 from nodes.store.refold import RefusedEntry
@@ -233,6 +234,9 @@ async def finish_switch(storage: Storage) -> dict[str, Any] | None:
 
     Returns:
         the report that the bootstrap left, None if no switch was begun.
+
+    Raises:
+        WorldError: the new data is in its place, but the report cannot be understood.
     """
     await storage.remove(DONE_DIR)
     content = await storage.read_file(SWITCH_FILE)
@@ -249,8 +253,27 @@ async def finish_switch(storage: Storage) -> dict[str, Any] | None:
     # In one step, so that no crash leaves a fetched snapshot behind that nobody will ever ask for.
     await storage.rename(BOOTSTRAP_DIR, DONE_DIR)
     await storage.remove(DONE_DIR)
-    report: dict[str, Any] = json.loads(content)
+    return _parse_report(content)
+
+
+def _parse_report(content: bytes) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = parse_json(content)
+        if not _REPORTED.issubset(report):
+            raise ValueError("a field is missing")
+        if not all(map(_LOST.issubset, report["lost"])) or not all(map(_REFUSED.issubset, report["refused"])):
+            raise ValueError("a field of what was lost is missing")
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorldError(
+            f"the bootstrap is done, but what {SWITCH_FILE} told of it cannot be read ({error!r}): which entries were lost "
+            "or not journaled again is not known; start the site again to go on without it"
+        ) from error
     return report
+
+
+_REPORTED = frozenset({"from", "journal", "former_journal", "fetched_bytes", "journaled_again"})
+_LOST = frozenset({"journal", "shard", "first_seq", "last_seq"})
+_REFUSED = frozenset({"shard", "seq", "reason"})
 
 
 def log_bootstrap(report: Mapping[str, Any], logger: FilteringBoundLogger) -> None:

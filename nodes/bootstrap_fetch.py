@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.checkpoint import SEQ_MAX, Cursors
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.reincarnation import Holdings
@@ -16,6 +16,7 @@ from nodes.client import SiteUnreachable
 from nodes.entry_log import EntryLog
 from nodes.queries import PeerQueries, PeerUnreachable
 from nodes.seams import File, Storage, WallClock
+from nodes.small_json import parse_json
 from nodes.snapshots import cursors_from_json, cursors_to_json, sha256_of
 
 BOOTSTRAP_DIR = "bootstrap"
@@ -55,11 +56,11 @@ async def ask_holdings(queries: PeerQueries, peer: SiteConfig, shards: int, wall
             received=_cursors(answer["received"], shards),
             firsts=_cursors(answer["firsts"], shards),
             told=_cursors(answer["told"], shards),
-            timestamp_us=int(answer["timestamp_us"]),
+            timestamp_us=_whole(answer["timestamp_us"]),
         )
         if holdings.journal.origin != peer.site_id or holdings.journal not in holdings.firsts:
             raise ValueError("not its own journal")
-        offset_us = int(answer["wall_us"]) - (asked_us + wall_clock.now_us()) // 2
+        offset_us = _whole(answer["wall_us"]) - (asked_us + wall_clock.now_us()) // 2
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PeerUnreachable(f"site {peer.name}: its answer makes no sense ({error!r})") from error
     return Answer(holdings, offset_us)
@@ -67,9 +68,15 @@ async def ask_holdings(queries: PeerQueries, peer: SiteConfig, shards: int, wall
 
 def _cursors(value: Any, shards: int) -> Cursors:
     cursors = cursors_from_json(value)
-    if any(len(seqs) != shards or any(type(seq) is not int or seq < 0 for seq in seqs) for seqs in cursors.values()):
+    if any(len(seqs) != shards for seqs in cursors.values()):
         raise ValueError("cursors of other shards")
     return cursors
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= SEQ_MAX:
+        raise ValueError(f"not a count: {value!r:.60}")
+    return value
 
 
 async def find_common(queries: PeerQueries, peer: SiteConfig, log: EntryLog, shard: int, held_seq: int) -> int:
@@ -154,7 +161,7 @@ async def fetch_snapshot(
 
 
 async def _begin(queries: PeerQueries, peer: SiteConfig, storage: Storage, needs: Cursors, shards: int) -> Fetch:
-    begun = await _read_fetch(storage, peer.site_id)
+    begun = await read_fetch(storage, peer.site_id)
     args: dict[str, Any] = {"needs": cursors_to_json(needs), "begun": None if begun is None else begun.name}
     offer = await queries.ask(peer, "snapshot_offer", args, timeout_s=OFFER_TIMEOUT_S)
     try:
@@ -162,7 +169,7 @@ async def _begin(queries: PeerQueries, peer: SiteConfig, storage: Storage, needs
             peer.site_id,
             str(offer["name"]),
             str(offer["sha256"]),
-            int(offer["bytes"]),
+            _whole(offer["bytes"]),
             cursors_to_json(_cursors(offer["applied"], shards)),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -176,15 +183,27 @@ async def _begin(queries: PeerQueries, peer: SiteConfig, storage: Storage, needs
     return fetch
 
 
-async def _read_fetch(storage: Storage, peer: SiteId) -> Fetch | None:
+async def read_fetch(storage: Storage, peer: SiteId) -> Fetch | None:
+    """What was noted of a fetch from a peer; None if nothing was, or nothing that can be understood."""
     content = await storage.read_file(FETCH_FILE)
     if content is None:
         return None
     try:
-        fetch = Fetch(**json.loads(content))
-    except (ValueError, TypeError):
+        fetch = Fetch(**parse_json(content))
+        _check_fetch(fetch)
+    except (ValueError, TypeError, AttributeError):
         return None
     return fetch if fetch.peer == peer else None
+
+
+def _check_fetch(fetch: Fetch) -> None:
+    """Raises ValueError, TypeError or AttributeError for fields that `_note` would not have written."""
+    _whole(fetch.peer)
+    if [type(fetch.name), type(fetch.sha256)] != [str, str]:
+        raise ValueError("a snapshot has a name and a digest")
+    if _whole(fetch.done_bytes) > _whole(fetch.size_bytes):
+        raise ValueError("more is done than there is")
+    cursors_from_json(fetch.applied)
 
 
 async def _note(storage: Storage, fetch: Fetch) -> None:

@@ -15,6 +15,7 @@ from claudefs_repl.journal import JournalId
 from nodes.entry_log import EntryLog, GapInLog
 from nodes.journals import JOURNALS_DIR, LogSettings, parse_journal_dir
 from nodes.seams import Entropy, Storage
+from nodes.small_json import parse_json
 from nodes.store.refold import OldEntry
 from nodes.store.sqlite_store import SqliteStore
 
@@ -98,8 +99,8 @@ async def read_closed(storage: Storage) -> tuple[JournalId, ...]:
     if content is None:
         return ()
     try:
-        return tuple(map(JournalId.parse, json.loads(content)["closed"]))
-    except (ValueError, KeyError, TypeError) as error:
+        return tuple(map(JournalId.parse, parse_json(content)["closed"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(
             f"{CLOSED_FILE} cannot be read ({error!r}); remove it: losses of long ago are told again"
         ) from error

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import WorldError
-from claudefs_repl.journal import Incarnation, SiteId
+from claudefs_repl.journal import SITE_ID_MAX, Incarnation, SiteId
 from nodes.seams import Storage
-from nodes.snapshots import cursors_from_json, cursors_to_json
+from nodes.small_json import parse_json
+from nodes.snapshots import cursors_from_json, cursors_to_json, seqs_from_json
 
 EVIDENCE_FILE = "cursors.json"
 FORMAT = 1
@@ -47,12 +48,24 @@ async def read_evidence(storage: Storage) -> Evidence:
     if content is None:
         return Evidence()
     try:
-        value = json.loads(content)
-        acked = {SiteId(int(site)): tuple(map(int, seqs)) for site, seqs in value["acked"].items()}
-        current = {SiteId(int(site)): Incarnation(int(text, 16)) for site, text in value.get("current", {}).items()}
+        value = parse_json(content)
+        acked = {_site(site): seqs_from_json(seqs) for site, seqs in value["acked"].items()}
+        current = {_site(site): _incarnation(text) for site, text in value.get("current", {}).items()}
         return Evidence(cursors_from_json(value["durable"]), acked, current, cursors_from_json(value.get("told", {})))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{EVIDENCE_FILE} cannot be read ({error!r}); restore it from a copy, or remove it") from error
+
+
+def _site(text: str) -> SiteId:
+    if not 1 <= (site := int(text)) <= SITE_ID_MAX:
+        raise ValueError(f"{text:.40} is no site id")
+    return SiteId(site)
+
+
+def _incarnation(text: str) -> Incarnation:
+    if not 0 <= (incarnation := int(text, 16)) < 1 << 64:
+        raise ValueError(f"{text:.40} is no incarnation")
+    return Incarnation(incarnation)
 
 
 async def write_evidence(storage: Storage, evidence: Evidence) -> None:

@@ -19,6 +19,7 @@ from nodes.entry_log import GapInLog
 from nodes.evidence import Evidence, read_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
 from nodes.seams import Entropy, Storage
+from nodes.small_json import parse_json
 from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
@@ -126,7 +127,7 @@ async def read_identity(cluster: ClusterConfig, site: SiteConfig, storage: Stora
     if content is None:
         return None
     try:
-        identity = json.loads(content)
+        identity = parse_json(content)
         found = {key: identity[key] for key in _THING}
         incarnation = Incarnation(int(identity["incarnation"], 16))
         is_ready = bool(identity["is_ready"])

@@ -7,17 +7,20 @@ import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
-from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.checkpoint import SEQ_MAX, Cursors
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import JournalId
 from nodes.seams import Storage
+from nodes.small_json import parse_json
 from nodes.store.sqlite_store import SqliteStore
 
 SNAPSHOTS_DIR = "snapshots"
 STORE_NAME = "view.sqlite"
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
+NAME_DIGITS = 12
 HASH_STEP_BYTES = 1 << 20
 """Hashed at a time on the event loop: under a millisecond."""
 
@@ -45,9 +48,25 @@ def cursors_from_json(value: dict[str, list[int]]) -> dict[JournalId, tuple[int,
     """The inverse of `cursors_to_json`.
 
     Raises:
-        ValueError: a key is not a journal's.
+        ValueError: a key is not a journal's, or a value is no list of seqs.
     """
-    return {JournalId.parse(key): tuple(seqs) for key, seqs in value.items()}
+    return {JournalId.parse(key): seqs_from_json(seqs) for key, seqs in value.items()}
+
+
+def seqs_from_json(value: object) -> tuple[int, ...]:
+    """One seq for each shard.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, list) or not all(type(seq) is int and 0 <= seq <= SEQ_MAX for seq in value):
+        raise ValueError(f"not a list of seqs: {value!r:.60}")
+    return tuple(value)
+
+
+def is_snapshot_name(name: object) -> TypeGuard[str]:
+    """Whether a snapshot could have this name."""
+    return isinstance(name, str) and name.isascii() and name.isdigit() and len(name) == NAME_DIGITS
 
 
 async def take_snapshot(
@@ -56,7 +75,7 @@ async def take_snapshot(
     """Copy the store, sync it, note its digest; older snapshots go afterwards, never before, but for those to keep."""
     older = await storage.names(SNAPSHOTS_DIR)
     number = 1 + max((int(name) for name in older if name.isdigit()), default=0)
-    name = f"{number:012d}"
+    name = f"{number:0{NAME_DIGITS}d}"
     directory = f"{SNAPSHOTS_DIR}/{name}"
     await storage.make_dir(directory)
     applied = await store.snapshot_to(root / directory / STORE_NAME)
@@ -87,10 +106,10 @@ async def read_snapshot(storage: Storage, name: str) -> Snapshot | None:
     if content is None:
         return None
     try:
-        manifest = json.loads(content)
+        manifest = parse_json(content)
         if manifest["format"] == FORMAT:
-            return Snapshot(name, cursors_from_json(manifest["applied"]), manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+            return Snapshot(name, cursors_from_json(manifest["applied"]), str(manifest["sha256"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{SNAPSHOTS_DIR}/{name}/{MANIFEST_NAME} is not a manifest: {error}") from error
     return None
 

@@ -13,9 +13,10 @@ import pytest
 import trio
 
 from claudefs_repl.clock import HybridClock
+from claudefs_repl.error import WorldError
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
-from nodes.bootstrap_build import NEW_DIR, Plan, begin_switch, build, finish_switch
+from nodes.bootstrap_build import NEW_DIR, SWITCH_FILE, Plan, begin_switch, build, finish_switch
 from nodes.bootstrap_fetch import PART_FILE, Fetch
 from nodes.bootstrap_old import OldLogs, read_closed
 from nodes.config import load_cluster, write_cluster
@@ -32,7 +33,16 @@ from nodes.write_gate import WriteGate
 SHARDS = 2
 ALPHA, NEW = JournalId(SiteId(1), Incarnation(0xA)), JournalId(SiteId(2), Incarnation(0xB2))
 FORMER = JournalId(SiteId(3), Incarnation(0xC))
-REPORT = {"site": "beta"}
+REPORT = {
+    "site": "beta",
+    "from": "alpha",
+    "journal": "2:0000000000000001",
+    "former_journal": None,
+    "fetched_bytes": 5,
+    "journaled_again": 0,
+    "refused": [],
+    "lost": [],
+}
 START_US = 1_700_000_000_000_000
 
 
@@ -293,3 +303,18 @@ async def test_a_crash_at_any_step_leaves_the_old_site_or_the_new_one(prepared, 
         await trio.lowlevel.checkpoint()
     assert outcomes == {"old", "new"}
     assert at > 40
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"lost": 5}', b'{"lost": [{"shard": 1}]}']
+)
+async def test_a_report_that_cannot_be_read_is_told_once_and_does_not_undo_the_switch(tmp_path, content):
+    """The new data is taken all the same, the start after it fails with the reason, and the next one goes on."""
+    storage = DiskStorage(tmp_path)
+    await storage.make_dir(NEW_DIR)
+    await storage.replace_file(f"{NEW_DIR}/site.json", b"new")
+    await storage.replace_file(SWITCH_FILE, content)
+    with pytest.raises(WorldError, match="start the site again"):
+        await finish_switch(storage)
+    assert (tmp_path / "site.json").read_bytes() == b"new"
+    assert await finish_switch(storage) is None

@@ -12,7 +12,7 @@ import trio
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import SiteConfig
-from nodes.bootstrap_fetch import FETCH_FILE, NOTE_BYTES, PART_FILE, ask_holdings, fetch_snapshot
+from nodes.bootstrap_fetch import FETCH_FILE, NOTE_BYTES, PART_FILE, ask_holdings, fetch_snapshot, read_fetch
 from nodes.client import SiteUnreachable
 from nodes.queries import PeerUnreachable
 from nodes.runtime import SystemClock
@@ -166,6 +166,11 @@ GOOD = {
         {"told": {str(JOURNAL): [1, -1]}},
         {"timestamp_us": None},
         {"wall_us": "x"},
+        {"wall_us": float("inf")},
+        {"timestamp_us": float("nan")},
+        {"timestamp_us": 1 << 63},
+        {"journal": b"1:0000000000000009"},
+        {"told": {str(JOURNAL): "11"}},
     ],
 )
 async def test_holdings_that_make_no_sense_count_as_no_answer(change):
@@ -178,6 +183,20 @@ async def test_holdings_that_make_no_sense_count_as_no_answer(change):
 
     with pytest.raises(PeerUnreachable, match="site alpha"):
         await ask_holdings(Answering(), ALPHA, 2, SystemClock())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"done_bytes": "5"}, {"done_bytes": 99}, {"size_bytes": None}, {"name": 5}, {"applied": []}, {"more": 1}, None],
+)
+async def test_a_note_of_a_fetch_that_makes_no_sense_counts_as_none(storage, tmp_path, change):
+    """Whatever lies in the file, the fetch begins anew."""
+    note = {"peer": 1, "name": "s1", "sha256": "x", "size_bytes": 9, "applied": APPLIED, "done_bytes": 5}
+    await storage.make_dir(FETCH_FILE.partition("/")[0])
+    await storage.replace_file(FETCH_FILE, json.dumps(note).encode())
+    assert await read_fetch(storage, SiteId(1)) is not None
+    await storage.replace_file(FETCH_FILE, b"[" * 100_000 if change is None else json.dumps(note | change).encode())
+    assert await read_fetch(storage, SiteId(1)) is None
 
 
 async def test_holdings_tell_how_far_the_clocks_are_apart():
