@@ -6,13 +6,13 @@ from typing import Any
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import CallerError
-from claudefs_repl.journal import JournalId
+from claudefs_repl.journal import FILE_BYTES_MAX, JournalId
 from nodes.housekeeper import Housekeeper
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.queries import Handler
 from nodes.seams import Storage, WallClock
-from nodes.snapshots import SNAPSHOTS_DIR, STORE_NAME, cursors_from_json, cursors_to_json
+from nodes.snapshots import SNAPSHOTS_DIR, STORE_NAME, cursors_from_json, cursors_to_json, is_snapshot_name
 from nodes.store.sqlite_store import SqliteStore
 
 PART_BYTES = 512 * 1024
@@ -99,7 +99,7 @@ class BootstrapSource:
     async def _part(self, args: dict[str, Any]) -> Any:
         """Some bytes of a snapshot; `gone` if it is no longer here."""
         name, offset = args.get("name"), args.get("offset")
-        if not isinstance(name, str) or not name.isdigit() or type(offset) is not int or offset < 0:
+        if not is_snapshot_name(name) or type(offset) is not int or not 0 <= offset < FILE_BYTES_MAX:
             raise CallerError("snapshot_part: a snapshot's name and an offset")
         try:
             file = await self._storage.open(f"{SNAPSHOTS_DIR}/{name}/{STORE_NAME}")

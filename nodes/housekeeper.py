@@ -23,7 +23,7 @@ from nodes.evidence import Evidence, write_evidence
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.seams import Storage
-from nodes.snapshots import Snapshot, read_snapshot, take_snapshot
+from nodes.snapshots import Snapshot, is_snapshot_name, read_snapshot, take_snapshot
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import DISK_FULL, WriteGate
 
@@ -192,7 +192,7 @@ class Housekeeper:
             DiskFull: there is no room for a new one.
         """
         async with self._snapshotting:
-            kept = await read_snapshot(self._storage, begun) if isinstance(begun, str) and begun.isdigit() else None
+            kept = await read_snapshot(self._storage, begun) if is_snapshot_name(begun) else None
             if kept is not None and covers(kept.applied, needs):
                 self.hold(kept.name)
                 return kept

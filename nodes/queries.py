@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 import trio
@@ -16,6 +16,11 @@ from nodes.link import LINK_ERRORS, Link, describe_failure
 from protocol.handshake import Role
 from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply
 from protocol.words import cut_detail
+
+ITEMS_MAX = 4096
+"""Of one array in a question or an answer, far above the longest page (200 paths) and a row for each of 256 shards. A
+decoder takes room for as many items as an array announces, at each of a thousand levels that arrays may be nested, before
+one of them is there."""
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -50,7 +55,7 @@ class PeerQueries:
             with trio.fail_after(timeout_s):
                 async with self._turns.setdefault((peer.site_id, method), trio.Lock()):
                     reply = await self._exchange(peer, Query(1, method, packed))
-                    result = _unpack(reply.result)
+                    result = unpack_value(reply.result)
         except (PeerRefused, *LINK_ERRORS) as error:
             detail = str(error) if isinstance(error, PeerRefused) else describe_failure(error)
             raise PeerUnreachable(f"site {peer.name} cannot be asked: {detail}") from error
@@ -89,7 +94,7 @@ async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: flo
                 query = await link.receive()
             if not isinstance(query, Query):
                 raise ProtocolViolation("unexpected", f"{type(query).__name__} on a query connection")
-            args = _unpack(query.args)
+            args = unpack_value(query.args)
             answer = await _answer(query, args, handlers)
             with trio.fail_after(idle_s):
                 await link.send(answer)
@@ -110,8 +115,17 @@ async def _answer(query: Query, args: Any, handlers: Mapping[str, Handler]) -> R
     return Reply(query.query_id, True, True, result)
 
 
-def _unpack(packed: bytes) -> Any:
+def unpack_value(packed: bytes) -> Any:
+    """What a peer put into a question or an answer: its word, and any value.
+
+    Raises:
+        ProtocolViolation: `bad_message`.
+    """
     try:
-        return msgpack.unpackb(packed, strict_map_key=True)
+        return msgpack.unpackb(packed, strict_map_key=True, max_array_len=ITEMS_MAX, ext_hook=_refuse_extension)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise ProtocolViolation("bad_message", f"not msgpack: {error}") from error
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code} of {len(data)} bytes")

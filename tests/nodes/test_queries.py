@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgpack
 import pytest
 import trio
@@ -10,7 +12,7 @@ from claudefs_repl.error import CallerError, ProtocolViolation
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import SiteConfig
 from nodes.link import LinkClosed
-from nodes.queries import PeerQueries, PeerUnreachable, serve_queries
+from nodes.queries import ITEMS_MAX, PeerQueries, PeerUnreachable, serve_queries
 from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply, encode_message
 
 
@@ -101,6 +103,25 @@ async def test_whatever_a_peer_answers_the_asker_gets_a_map_or_an_error(tmp_path
     queries = PeerQueries(Dialing(Wire([reply])))
     with pytest.raises(PeerUnreachable):
         await queries.ask(SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path), "status", {}, timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        (b"\xdd" + (ITEMS_MAX + 1).to_bytes(4, "big")) * 1000 + bytes(ARGS_BYTES_MAX - 5000),
+        (b"\xdc\x10\x00" * 1025) + bytes(ITEMS_MAX),
+        b"\xd6\xff\0\0\0\0",
+        b"\xc7\x00\x05",
+    ],
+)
+async def test_a_question_takes_no_more_room_than_it_has_bytes_to_fill(packed):
+    """Arrays that announce more than is there, and extensions, end the connection before memory is taken for them."""
+    tracemalloc.start()
+    try:
+        await serve_queries(Wire([Query(7, "status", packed)]), {}, 1.0)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * ITEMS_MAX * 9 // 8
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_question_that_is_too_long_is_not_sent(tmp_path):
