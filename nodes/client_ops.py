@@ -62,7 +62,7 @@ def parse_ops(args: dict[str, Any]) -> list[LocalOp]:
 
 
 def _parse_op(index: int, op: Any) -> LocalOp:
-    if not isinstance(op, dict) or op.get("op") not in _SCHEMAS:
+    if not isinstance(op, dict) or type(op.get("op")) is not str or op["op"] not in _SCHEMAS:
         raise bad_request(f"operation {index}: one of {', '.join(_SCHEMAS)}")
     make, checks = _SCHEMAS[op["op"]]
     unknown = set(op) - set(checks) - {"op"}

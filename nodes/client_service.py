@@ -23,7 +23,7 @@ from nodes.shown_ids import ShownIds
 from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
-from protocol.client import ClientFrames, Request, encode_error, encode_response, parse_request
+from protocol.client import REQUEST_ITEMS_MAX, ClientFrames, Request, encode_error, encode_response, parse_request
 
 CONNECTIONS_MAX = 128
 """Commands of one machine at once; each holds at most its pipeline of requests."""
@@ -138,7 +138,7 @@ class ClientService:
     async def _take_requests(
         self, stream: trio.SocketStream, answers: trio.MemorySendChannel[Answer], connection: _Connection
     ) -> None:
-        frames = ClientFrames()
+        frames = ClientFrames(items_max=REQUEST_ITEMS_MAX)
         async with answers:
             while data := await stream.receive_some(READ_BYTES):
                 frames.feed(data)

@@ -30,6 +30,9 @@ CLIENT_FRAME_BYTES_MAX = 8 << 20
 """Twice the longest read, and far above a submit of 1 MiB of data with 1,024 operations around it."""
 REQUEST_ID_MAX = (1 << 32) - 1
 METHOD_BYTES_MAX = 64
+REQUEST_ITEMS_MAX = 4096
+"""Of one array in a request: four times the operations of a submit. A decoder takes room for as many items as an array
+announces, at each of a thousand levels that arrays may be nested, before one of them is there."""
 _LENGTH = struct.Struct(">I")
 
 
@@ -102,8 +105,10 @@ def _frame(message: list[Any]) -> bytes:
 class ClientFrames:
     """Cuts one direction's stream into messages. Owned by the task that receives."""
 
-    def __init__(self, bytes_max: int = CLIENT_FRAME_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = CLIENT_FRAME_BYTES_MAX, items_max: int = CLIENT_FRAME_BYTES_MAX) -> None:
+        """Take the greatest length of a frame, and of an array in it: a site uses REQUEST_ITEMS_MAX."""
         self._cutter = FrameCutter(bytes_max=bytes_max)
+        self._items_max = items_max
 
     def feed(self, data: Buffer) -> None:
         """Take the next piece of the stream."""
@@ -119,7 +124,13 @@ class ClientFrames:
         if frame is None:
             return None
         try:
-            message = msgpack.unpackb(frame, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+            message = msgpack.unpackb(
+                frame,
+                raw=False,
+                strict_map_key=True,
+                ext_hook=_refuse_extension,
+                max_array_len=min(len(frame), self._items_max),
+            )
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
             raise ProtocolViolation("bad_message", f"not msgpack: {error}") from None
         if not isinstance(message, list):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import tracemalloc
 from types import SimpleNamespace
 
 import msgpack
@@ -20,7 +22,7 @@ from nodes.shown_ids import ShownIds
 from nodes.store.local import OpResult, RequestOutcome
 from nodes.store.sqlite_store import SqliteStore
 from nodes.write_gate import WriteGate
-from protocol.client import ClientFrames, encode_request, parse_response
+from protocol.client import REQUEST_ITEMS_MAX, ClientFrames, encode_request, parse_response
 
 
 def nested(depth):
@@ -94,6 +96,29 @@ async def test_a_read_with_wrong_arguments_is_refused(served, method, args):
     assert answer.error is not None
     assert answer.error.code == "EINVAL"
     assert (await served.ask("resolve", {"path": b"/"})).error is None
+
+
+@pytest.mark.parametrize("op", [{}, {"op": None}, {"op": []}, {"op": {}}, {"op": b"mkdir"}, [], 5])
+async def test_an_operation_without_a_known_word_is_refused(served, op):
+    """Whatever stands where the operation's word belongs, it is a bad request, and the next request is served."""
+    answer = await served.ask("submit", {"ops": [op]})
+    assert answer.error is not None
+    assert answer.error.code == "EINVAL"
+    assert (await served.ask("resolve", {"path": b"/"})).error is None
+
+
+async def test_an_array_that_announces_more_items_than_a_request_has_is_refused_before_room_is_taken(served):
+    """A thousand arrays in one another, each announcing all that there is, end the connection and nothing else."""
+    body = (b"\xdd" + struct.pack(">I", REQUEST_ITEMS_MAX + 1)) * 1000
+    body += bytes(REQUEST_ITEMS_MAX)
+    tracemalloc.start()
+    try:
+        await served.client.send_all(struct.pack(">I", len(body)) + body)
+        with trio.fail_after(10):
+            assert await served.client.receive_some(10) == b""
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_value_nested_deeper_than_repr_goes_is_refused(served):
