@@ -89,6 +89,8 @@ async def test_a_put_that_was_interrupted_is_finished_by_running_it_again(
     """SIGINT ends a put at once with exit status 130; what it left unfinished goes, and a second run completes it."""
     lab = await make_lab(2)
     tree = make_files(tmp_path / "tree", 300, large=3, large_size=6 << 20)
+    long = tree / "long"  # so that the put does not come to its end before a slow machine interrupts it
+    long.write_bytes(b"all of it is data" * (20 << 20))
     async with trio.open_nursery() as nursery:
         put, output = await lab.start_cli(nursery, "put", str(tree), "alpha:/tree")
 
@@ -100,6 +102,7 @@ async def test_a_put_that_was_interrupted_is_finished_by_running_it_again(
     assert put.returncode == 130, output.read_text()
     assert "Traceback" not in output.read_text()
     await lab.until(lambda: lab.nameless("alpha") == 0, "the site has reclaimed what got no name")
+    long.unlink()
     again = await lab.ok("put", "--json", str(tree), "alpha:/tree")
     assert again.json["complete"]
     await lab.converge()
