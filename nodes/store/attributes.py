@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import sqlite3
 
+from claudefs_repl.journal import STAMP_BITS
 from claudefs_repl.operations import SetAttr
 from nodes.store.causality import Cause
 from nodes.store.claims import refresh_holders
 from nodes.store.conflicts import Facet, Target
 from nodes.store.extents import drop_runs
 from nodes.store.judge import Judge, Memory
-from nodes.store.schema import Kind
+from nodes.store.schema import Kind, Named
 
+# ruff: noqa: S608 -- the statements are joined from constants only
 _MAKE = (
     "INSERT OR IGNORE INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, named) "
     "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
 )
+_NAME = f"UPDATE inode SET named = {Named.BY_MAKER}, named_stamp = ?2 WHERE inode = ?1 AND named < {Named.BY_MAKER}"
+_FIND = f"UPDATE inode SET named = {Named.BY_OTHERS} WHERE inode = ?1 AND named < {Named.BY_OTHERS}"
 _MEET = "INSERT OR IGNORE INTO inode(inode) VALUES (?)"
 _STAMPED = (("mode", "mode_stamp"), ("uid", "uid_stamp"), ("gid", "gid_stamp"), ("mtime_ns", "mtime_stamp"))
-# ruff: noqa: S608 -- the statements are joined from constants only
 # A field that has its maker's value has no stamp of its own: the maker's counts.
 _MAKE_KNOWN = (
-    "UPDATE inode SET kind = ?2, target = ?4, made = ?3, named = named OR ?9, "
+    "UPDATE inode SET kind = ?2, target = ?4, made = ?3, named = max(named, ?9), "
     + ", ".join(
         f"{field} = CASE WHEN {stamp} < ?3 THEN ?{number} ELSE {field} END, "
         f"{stamp} = CASE WHEN {stamp} < ?3 THEN x'' ELSE {stamp} END"
@@ -58,7 +61,8 @@ def make_object(
     is_named: bool,
 ) -> None:
     """The entry that makes an object; others may have told of the object before."""
-    parameters = (inode, kind, stamp, target, fields.mode, fields.uid, fields.gid, fields.mtime_ns, is_named)
+    named = Named.BY_MAKER if is_named else Named.NOT
+    parameters = (inode, kind, stamp, target, fields.mode, fields.uid, fields.gid, fields.mtime_ns, named)
     if connection.execute(_MAKE, parameters).rowcount == 1:
         return
     connection.execute(_MAKE_KNOWN, parameters)
@@ -72,7 +76,7 @@ def make_known(connection: sqlite3.Connection, inode: int) -> None:
 
 def set_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
     """Change the attributes that are not None, where the change is the latest."""
-    if judge.is_judged(inode, cause):
+    if not judge.is_of_making(inode, cause.packed):
         _judge_attributes(judge, cause, inode, fields)
     _set_attributes(judge.connection, inode, cause.packed, fields)
 
@@ -115,16 +119,25 @@ def set_length(connection: sqlite3.Connection, inode: int, stamp: bytes, length:
 
 def set_xattr(judge: Judge, cause: Cause, inode: int, name: bytes, value: bytes | None) -> None:
     """An extended attribute gets a value, or none."""
-    if judge.is_judged(inode, cause):
+    if not judge.is_of_making(inode, cause.packed):
         there = judge.connection.execute("SELECT stamp, value FROM xattr WHERE inode = ? AND name = ?", (inode, name))
         judge.set_value(Target(inode, Facet.XATTR, name), cause, value, there.fetchone())
     judge.connection.execute(_SET_XATTR, (inode, name, cause.packed, value))
 
 
-def note_named(connection: sqlite3.Connection, inode: int) -> None:
+def note_named(connection: sqlite3.Connection, cause: Cause, inode: int) -> None:
     """An object has, or had, a name: it is not one that its maker may have abandoned."""
-    if not connection.execute("UPDATE inode SET named = 1 WHERE inode = ?", (inode,)).rowcount:
-        connection.execute("INSERT INTO inode(inode, named) VALUES (?, 1)", (inode,))
+    if inode >> STAMP_BITS != cause.stamp.origin:
+        note_found(connection, inode)
+        return
+    make_known(connection, inode)
+    connection.execute(_NAME, (inode, cause.packed))
+
+
+def note_found(connection: sqlite3.Connection, inode: int) -> None:
+    """Somebody else than its maker has named or changed an object, so the maker has named it somewhere."""
+    make_known(connection, inode)
+    connection.execute(_FIND, (inode,))
 
 
 def give_up(connection: sqlite3.Connection, inode: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nodes.store.conflicts import Facet
 from nodes.store.judge import Judge
-from nodes.store.schema import Kind
+from nodes.store.schema import Kind, Named
 
 _IN_ONE_QUERY = 200
 """Values of one look-up; SQLite compiles as many forms of the query as there are lengths, so there are two."""
@@ -22,8 +22,8 @@ _IN_ONE_INSERT = 32
 """Rows of one statement: a quarter less time than one by one. Not for runs: SQLite would copy their bytes once more."""
 _ADD_RUN = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
 _ADD_OBJECTS = (
-    "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named) VALUES ",
-    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named, named_stamp) VALUES ",
+    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 )
 _ADD_LINKS = "INSERT INTO link(parent, name, inode, stamp, is_dir) VALUES ", "(?, ?, ?, ?, 0)"
 
@@ -40,7 +40,8 @@ class NewObject(NamedTuple):
     gid: int
     mtime_ns: int
     mtime_stamp: bytes
-    named: bool
+    named: Named
+    named_stamp: bytes
 
 
 class Bulk:
@@ -108,7 +109,7 @@ class Bulk:
         made = self._objects.get(inode)
         if made is None or made.named or not self._add_link(place, inode, stamp):
             return False
-        self._objects[inode] = made._replace(named=True)
+        self._objects[inode] = made._replace(named=Named.BY_MAKER, named_stamp=stamp)
         return True
 
     def set_mtime(self, inode: int, mtime_ns: int, stamp: bytes) -> bool:

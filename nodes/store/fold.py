@@ -44,6 +44,7 @@ from claudefs_repl.sync import SUPERSEDABLE
 from nodes.store.attributes import (
     give_up,
     make_object,
+    note_found,
     note_named,
     set_attributes,
     set_length,
@@ -67,7 +68,7 @@ from nodes.store.judge import Judge, Watched
 from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
-from nodes.store.schema import Kind, read_applied, read_meta, write_applied, write_meta
+from nodes.store.schema import Kind, Named, read_applied, read_meta, write_applied, write_meta
 from nodes.store.sums import JournalSums, read_sums, write_sums
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
@@ -185,7 +186,9 @@ class Fold:
         for (_, seen), inodes in self._modified.items():
             for inode, stamp in inodes.items():
                 cause = Cause(Stamp.unpack(stamp), stamp, seen, self.causality.name_of(seen), is_local=False)
-                if self.judge.is_judged(inode, cause):
+                if inode >> STAMP_BITS != cause.stamp.origin:
+                    note_found(self.connection, inode)
+                if not self.judge.is_of_making(inode, stamp):
                     self.judge.modify(inode, cause)
         self._modified.clear()
 
@@ -284,21 +287,20 @@ class Fold:
                 return False
             case Create(mode, uid, gid, mtime_ns, parent, name):
                 place = _place(parent, name)
-                made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", place is not None)
+                named = Named.NOT if place is None else Named.BY_MAKER
+                made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
                 return self._bulk.add_object(made, place)
             case Symlink(uid, gid, mtime_ns, parent, name, target):
                 place = _place(parent, name)
-                made = NewObject(
-                    inode, Kind.SYMLINK, stamp, target, SYMLINK_MODE, uid, gid, mtime_ns, b"", place is not None
-                )
+                named = Named.NOT if place is None else Named.BY_MAKER
+                made = NewObject(inode, Kind.SYMLINK, stamp, target, SYMLINK_MODE, uid, gid, mtime_ns, b"", named, b"")
                 return self._bulk.add_object(made, place)
             case SetAttr(mode=None, uid=None, gid=None, mtime_ns=int(mtime_ns)):
                 return self._bulk.set_mtime(inode, mtime_ns, stamp)
             case Rename(from_parent=None, is_dir=False, replaced=()):
                 if not self._bulk.name_object(inode, (operation.to_parent, operation.to_name), stamp):
                     return False
-                # Whoever finds the object by its name has seen what its maker did to it before.
-                modified.pop(inode, None)
+                modified.pop(inode, None)  # it belongs to the making
                 return True
         return False
 
@@ -364,7 +366,7 @@ class Fold:
             case Create() | MkDir() | Symlink():
                 self._apply_making(cause, inode, operation)
             case Link():
-                self._note_named(cause, inode)
+                note_named(self.connection, cause, inode)
                 add_link(judge, cause, operation.parent, operation.name, inode)
             case Unlink():
                 self._apply_unlink(cause, inode, operation)
@@ -396,14 +398,6 @@ class Fold:
             else:
                 add_link(self.judge, cause, operation.parent, operation.name, inode)
 
-    def _note_named(self, cause: Cause, inode: int) -> None:
-        if inode >> STAMP_BITS == cause.stamp.origin:
-            # Whoever finds the object by its name has seen what its maker did to it before.
-            row = self.connection.execute("SELECT named FROM inode WHERE inode = ?", (inode,)).fetchone()
-            if row is not None and not row[0]:
-                self._modified_of(cause.journal, cause.seen).pop(inode, None)
-        note_named(self.connection, inode)
-
     def _apply_unlink(self, cause: Cause, inode: int, operation: Unlink) -> None:
         if operation.is_dir:
             fold_removal(self.judge, cause, inode)
@@ -417,7 +411,7 @@ class Fold:
         if operation.is_dir:
             fold_rename(self.judge, cause, inode, to_parent, to_name)
         else:
-            self._note_named(cause, inode)
+            note_named(self.connection, cause, inode)
             if operation.from_parent is not None and operation.from_name is not None:
                 remove_link(self.judge, cause, Removal(operation.from_parent, operation.from_name, inode, to=place))
             add_link(self.judge, cause, to_parent, to_name, inode)

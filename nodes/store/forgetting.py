@@ -16,7 +16,8 @@ from claudefs_repl.checkpoint import Cursors, covers, decode_cursors
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from nodes.store.causality import Causality
 from nodes.store.conflicts import Facet
-from nodes.store.schema import NOTHING_SEEN, Kind
+from nodes.store.judge import CLAIMS_OF
+from nodes.store.schema import NOTHING_SEEN, SETTLED, Kind
 
 _AFTER = """
 SELECT object, facet, detail, stamp, inode FROM recent
@@ -24,7 +25,6 @@ WHERE (object, facet, detail, stamp) > (?, ?, ?, ?) ORDER BY object, facet, deta
 """
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
 _SAME_TARGET = "SELECT stamp FROM recent WHERE object = ? AND facet = ? AND detail = ?"
-_CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
 _RECENT_OF = "SELECT stamp FROM recent WHERE object = ?"
 _IS_WANTED = """
 SELECT 1 FROM conflict c WHERE (c.object = ?1 OR c.inode = ?1) AND c.is_kept
@@ -36,14 +36,14 @@ _RUNS = (
 )
 _RUN_GONE = "DELETE FROM seen_run WHERE origin = ? AND incarnation = ? AND seen = ?"
 _SEEN_GONE = f"""
-DELETE FROM seen WHERE id <> {NOTHING_SEEN} AND id NOT IN
+DELETE FROM seen WHERE id NOT IN ({NOTHING_SEEN}, {SETTLED}) AND id NOT IN
 (SELECT seen FROM seen_run UNION SELECT seen FROM tomb UNION SELECT seen FROM move)
 """  # noqa: S608 -- joined from constants only
 _TOMBS = "SELECT t.inode, t.parent, t.name, t.stamp, s.vector FROM tomb t JOIN seen s ON s.id = t.seen"
 _TOMB_GONE = "DELETE FROM tomb WHERE inode = ? AND parent = ? AND name = ? AND stamp = ?"
 _PLACES = "SELECT stamp, parent IS NULL, skipped FROM move WHERE child = ? ORDER BY stamp DESC"
 _PLACE_GONE = "DELETE FROM move WHERE child = ? AND stamp = ?"
-_PLACE_KEPT = f"UPDATE move SET seen = {NOTHING_SEEN}, is_rename = 0 WHERE child = ?"  # noqa: S608 -- a constant
+_PLACE_KEPT = f"UPDATE move SET seen = {SETTLED}, is_rename = 0 WHERE child = ?"  # noqa: S608 -- a constant
 _HOLDS = "SELECT 1 FROM link WHERE parent = ?1 UNION ALL SELECT 1 FROM move WHERE parent = ?1 LIMIT 1"
 _OBJECT_GONE = (
     "DELETE FROM extent WHERE inode = ?",
@@ -146,7 +146,7 @@ class _Sweep:
         """Whether no entry of another shard may still be waiting for one that covers it."""
         stamps = self._connection.execute(_SAME_TARGET, place[:3]).fetchall()
         if place[1] == Facet.NAME:
-            stamps += self._connection.execute(_CLAIMS_OF, (place[0], place[2])).fetchall()
+            stamps += self._connection.execute(CLAIMS_OF, (place[0], place[2])).fetchall()
         return all(self._causality.is_stable(stamp) for (stamp,) in stamps)
 
     def _reclaim_file(self, inode: int) -> bool:

@@ -5,7 +5,9 @@ what arrives too late to show, is remembered in `recent` until it is causally st
 may be concurrent with it. So whichever of two entries comes second meets the first, in the tree or in `recent`.
 
 Nothing is looked up where nothing is remembered, which is nearly everywhere: `Judge.watched` holds the other places.
-An object is known to its maker alone until it has a name, so what its maker does to it before is not judged at all.
+An object is known to its maker alone until it has a name. What its maker does to its attributes before belongs to the
+making: it takes part in no conflict, though somebody may have found the object by a name that came by a detour. The bytes
+that it writes before are judged as soon as anybody else is known to have changed the object.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import STAMP_BITS, Stamp
 from nodes.store.causality import Causality, Cause
 from nodes.store.conflicts import ConflictKind, ConflictList, Facet, Loser, Target, cut_data
+from nodes.store.schema import Named
 
 LOW = struct.Struct(">Q")
 _REMEMBER = "INSERT OR IGNORE INTO recent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -35,9 +38,10 @@ _RECALL_FACET = (
 )
 _HAS = "SELECT EXISTS (SELECT 1 FROM tomb), EXISTS (SELECT 1 FROM trash)"
 _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
+CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
 _LEFT = b"left"
 _COVERED = b"covered"
-_IS_NAMED = "SELECT named FROM inode WHERE inode = ?"
+_NAMED = "SELECT named, named_stamp FROM inode WHERE inode = ?"
 _WATCHED = "SELECT DISTINCT object, facet FROM recent UNION ALL SELECT DISTINCT object, facet FROM conflict"
 _FACET_BITS = 4
 WATCHED_MAX = 200_000
@@ -156,25 +160,42 @@ class Judge:
         self.conflicts = ConflictList(connection, watched.add)
         self.connection = connection
 
-    def is_judged(self, inode: int, cause: Cause) -> bool:
-        """Whether an entry on an object can be concurrent with another: not while only its maker knows of the object."""
+    def is_shared(self, inode: int, cause: Cause) -> bool:
+        """Whether bytes of an object can be written concurrently: not while only its maker knows of it."""
         if inode >> STAMP_BITS != cause.stamp.origin:
             return True
-        row = self.connection.execute(_IS_NAMED, (inode,)).fetchone()
-        return row is None or bool(row[0])
+        row = self.connection.execute(_NAMED, (inode,)).fetchone()
+        return row is None or row[0] != Named.NOT
+
+    def is_of_making(self, inode: int, packed: bytes) -> bool:
+        """Whether an entry on an object, applied or about to be, is its maker's from before the maker named it."""
+        if inode >> STAMP_BITS != int.from_bytes(packed[8:16], "big"):
+            return False
+        row = self.connection.execute(_NAMED, (inode,)).fetchone()
+        return row is not None and (row[0] != Named.BY_MAKER or packed < row[1])
 
     def is_name_watched(self, directory: int) -> bool:
         """Whether a claim to a name in a directory may have something to meet beside the claims in the tree."""
         return self.watched.has(directory, Facet.NAME) or self.watched.has(directory, Facet.EMPTY)
 
     def remember(self, target: Target, memory: Memory, *, high: int | None = None) -> None:
-        """Keep an entry of which the tree keeps no trace, unless whatever comes has seen it."""
-        if not self.causality.is_stable(memory.stamp):
-            self.connection.execute(
-                _REMEMBER,
-                (*target, memory.stamp, high, memory.inode, memory.parent, memory.name, memory.value),
-            )
-            self.watched.add(target.object, target.facet)
+        """Keep an entry of which the tree keeps no trace, unless whatever comes has seen it, and all that it may cover."""
+        if self.causality.is_stable(memory.stamp) and not self._may_cover(target):
+            return
+        self.connection.execute(
+            _REMEMBER,
+            (*target, memory.stamp, high, memory.inode, memory.parent, memory.name, memory.value),
+        )
+        self.watched.add(target.object, target.facet)
+
+    def _may_cover(self, target: Target) -> bool:
+        """Whether a stable entry must be kept, as `forgetting` keeps it, for one of another shard that it may cover."""
+        if target.facet not in (Facet.NAME, Facet.LINK):
+            return False
+        stamps = [memory.stamp for memory in self.recall(target)]
+        if target.facet is Facet.NAME:
+            stamps += [stamp for (stamp,) in self.connection.execute(CLAIMS_OF, (target.object, target.detail))]
+        return not all(map(self.causality.is_stable, stamps))
 
     def recall(self, target: Target) -> list[Memory]:
         """What is remembered of a target."""
@@ -194,7 +215,7 @@ class Judge:
         for rival in rivals:
             if self.causality.is_same_run(cause, rival.stamp):
                 self.connection.execute(_FORGET, (*target, rival.stamp))
-            elif self.causality.is_concurrent(cause, rival.stamp):
+            elif self.causality.is_concurrent(cause, rival.stamp) and not self.is_of_making(inode, rival.stamp):
                 self._settle(target, kind, cause, Memory(stamp, inode, None, None, value), rival)
         if there is None:
             return

@@ -27,7 +27,7 @@ from nodes.store.claims import add_claim, refresh_all, remove_claim
 from nodes.store.conflicts import ConflictKind, Facet, Loser, Target
 from nodes.store.judge import Judge, Memory
 from nodes.store.links import rivals_of
-from nodes.store.schema import NOTHING_SEEN
+from nodes.store.schema import NOTHING_SEEN, SETTLED
 
 _INSERT = (
     "INSERT OR IGNORE INTO move(child, stamp, parent, name, is_rename, skipped, seen) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -49,7 +49,7 @@ _CLAIMS_IN = (
 )
 _MOVES_OF = (
     "SELECT m.stamp, m.parent, m.name, m.skipped, s.vector FROM move m JOIN seen s ON s.id = m.seen "
-    "WHERE m.child = ? ORDER BY m.stamp"
+    "WHERE m.child = ? AND m.seen <> ? ORDER BY m.stamp"
 )
 _OLD_CLAIMS = "SELECT parent, name, stamp FROM link WHERE inode = ? AND is_dir = 1 ORDER BY parent, name, stamp"
 
@@ -199,9 +199,12 @@ class _Move(NamedTuple):
 
 
 def _judge_places(judge: Judge, child: int) -> None:
-    """Find the moves of a directory that lost: to a later one, or by closing a cycle."""
-    moves = [_Move(*row) for row in judge.connection.execute(_MOVES_OF, (child,)).fetchall()]
-    if len(moves) < 2:
+    """Find the moves of a directory that lost: to a later one, or by closing a cycle.
+
+    A settled one is concurrent with none that are here; what it lost to is in the list.
+    """
+    moves = [_Move(*row) for row in judge.connection.execute(_MOVES_OF, (child, SETTLED)).fetchall()]
+    if not moves:
         return
     causality = judge.causality
     runs = [move.stamp[8:24] + causality.name_of(move.vector) for move in moves]

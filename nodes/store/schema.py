@@ -35,13 +35,15 @@ from enum import IntEnum
 from claudefs_repl.error import CallerError
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x43465352
 """`CFSR`: tells the store from any other SQLite file."""
 PAGE_BYTES = 8192
 """Half the overflow pages of a 64 KiB run at SQLite's default of 4096, and small rows still share a page."""
 NOTHING_SEEN = 0
 """The `seen` of what is never asked for what it has seen: the empty vector."""
+SETTLED = -1
+"""The `seen` of a move that is causally stable, which had seen whatever comes late: no vector."""
 STATEMENTS_CACHED = 256
 """More than there are statements in this package: none is ever compiled twice."""
 
@@ -52,6 +54,17 @@ class Kind(IntEnum):
     FILE = 1
     DIR = 2
     SYMLINK = 3
+
+
+class Named(IntEnum):
+    """How far an object is known: what its maker does before naming it belongs to its making (`judge`)."""
+
+    NOT = 0
+    """To its maker alone."""
+    BY_OTHERS = 1
+    """Others have named or changed it; the maker's naming, by which somebody found it, is still on its way here."""
+    BY_MAKER = 2
+    """By its maker, in making it or with the stamp `named_stamp`."""
 
 
 _TABLES = f"""
@@ -68,7 +81,7 @@ CREATE TABLE inode(
     gid INTEGER, gid_stamp BLOB NOT NULL DEFAULT x'',
     mtime_ns INTEGER, mtime_stamp BLOB NOT NULL DEFAULT x'',
     length INTEGER NOT NULL DEFAULT 0, length_stamp BLOB NOT NULL DEFAULT x'',
-    named INTEGER NOT NULL DEFAULT 0, gone INTEGER NOT NULL DEFAULT 0
+    named INTEGER NOT NULL DEFAULT 0, named_stamp BLOB NOT NULL DEFAULT x'', gone INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX inode_nameless ON inode(inode) WHERE kind IN ({Kind.FILE}, {Kind.SYMLINK}) AND named = 0 AND gone = 0;
 CREATE TABLE extent(
@@ -92,7 +105,7 @@ BEGIN
     AND (SELECT count(DISTINCT inode) FROM link WHERE parent = OLD.parent AND name = OLD.name) < 2;
 END;
 CREATE TABLE seen(id INTEGER PRIMARY KEY, vector BLOB NOT NULL UNIQUE);
-INSERT INTO seen VALUES ({NOTHING_SEEN}, zeroblob(4));
+INSERT INTO seen VALUES ({NOTHING_SEEN}, zeroblob(4)), ({SETTLED}, x'');
 CREATE TABLE seen_run(
     origin INTEGER NOT NULL, incarnation BLOB NOT NULL, shard INTEGER NOT NULL,
     first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, seen INTEGER NOT NULL,
@@ -135,7 +148,7 @@ CREATE TABLE dead_letter(
 ) WITHOUT ROWID;
 CREATE INDEX dead_letter_inode ON dead_letter(inode) WHERE is_unsound = 0;
 INSERT INTO inode(inode, kind, mode, uid, gid, mtime_ns, named)
-VALUES ({ROOT_INODE}, {Kind.DIR}, {0o755}, 0, 0, 0, 1);
+VALUES ({ROOT_INODE}, {Kind.DIR}, {0o755}, 0, 0, 0, {Named.BY_MAKER});
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """  # noqa: S608 -- joined from constants only

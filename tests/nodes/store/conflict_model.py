@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from claudefs_repl.journal import FILE_BYTES_MAX, JournalId, Stamp
+from claudefs_repl.journal import FILE_BYTES_MAX, STAMP_BITS, JournalId, Stamp
 from claudefs_repl.operations import (
     Create,
     Link,
@@ -108,12 +108,25 @@ def span_of(fact: Fact) -> range:
     return range(0)
 
 
+def facts_of_making(facts: list[Fact]) -> Iterable[Stamp]:
+    """What makers did to their objects before they named them."""
+    named: set[int] = set()
+    for fact in facts:
+        if fact.inode >> STAMP_BITS != fact.stamp.origin:
+            continue
+        if claim_of(fact) is not None:
+            named.add(fact.inode)
+        elif fact.inode not in named:
+            yield fact.stamp
+
+
 class ConflictModel:
     """All conflicts of a history."""
 
     def __init__(self, facts: list[Fact]) -> None:
         self.facts = sorted(facts)
         self.tree = Model(facts)
+        self.of_making = set(facts_of_making(self.facts))
         self.found: list[Found] = [
             *self._contents(),
             *self._values(),
@@ -158,6 +171,8 @@ class ConflictModel:
     def _values(self) -> Iterable[Found]:
         events: dict[tuple[str, int, object], list[Event]] = defaultdict(list)
         for fact in self.facts:
+            if fact.stamp in self.of_making:
+                continue
             match fact.operation:
                 case SetAttr() as fields:
                     for name in ("mode", "uid", "gid", "mtime_ns"):
@@ -192,9 +207,10 @@ class ConflictModel:
         for inode, some in self._by(lambda fact: [fact.inode] if isinstance(fact.operation, changing) else []).items():
             if inode in named:
                 continue
-            for fact in some:
+            judged = [fact for fact in some if fact.stamp not in self.of_making]
+            for fact in judged:
                 winners = [removal.stamp for removal in removals[inode] if concurrent(fact, removal)]
-                if winners and not is_covered(Event(fact, None), [Event(other, None) for other in some]):
+                if winners and not is_covered(Event(fact, None), [Event(other, None) for other in judged]):
                     yield Found("delete_modify", inode, fact.stamp, max(winners))
 
     def _empties(self) -> Iterable[Found]:

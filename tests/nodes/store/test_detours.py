@@ -1,0 +1,99 @@
+"""Entries that come in an order of their own: by a detour over another site, or after what covered them was forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from claudefs_repl.journal import ROOT_INODE, make_inode, shard_of
+from nodes.store import local
+from tests.nodes.store.conflict_model import ConflictModel
+from tests.nodes.store.history import facts_of, tree_of
+from tests.nodes.store.test_conflicts import found_by
+
+
+@pytest.fixture
+def sites(memory_site):
+    made = [memory_site(number) for number in (1, 2, 3)]
+    yield made
+    for site in made:
+        site.close()
+
+
+def check(sites):
+    """With everything everywhere, each site has the model's tree and list; the list."""
+    for site in sites:
+        for other in sites:
+            site.pull(other)
+    model = ConflictModel(
+        [fact for site in sites for some in site.blocks.values() for fact in facts_of(site.journal, some)]
+    )
+    for site in sites:
+        assert tree_of(site.view) == model.tree.tree()
+        assert found_by(site) == sorted(model.found)
+    return model.found
+
+
+def create(site, name):
+    (result,) = site.do(local.CreateFile(ROOT_INODE, name, 0o600, 0, 0, 0))
+    return result.inode
+
+
+def test_a_settled_removal_is_no_rival_of_what_it_had_seen(sites):
+    """A removed directory that still shows is renamed after its removal is stable: its making has lost to nothing."""
+    one, two, _ = sites
+    (made,) = one.do(local.MakeDir(ROOT_INODE, b"dir", 0o700, 0, 0, 0))
+    two.pull(one)
+    two.do(local.RemoveDir(ROOT_INODE, b"dir"))
+    one.do(local.CreateFile(made.inode, b"file", 0o600, 0, 0, 0))
+    assert [found.kind for found in check(sites)] == ["rmdir_create"]
+    for _ in range(2):
+        for site in sites:
+            site.hear_and_forget([other for other in sites if other is not site], heard=[True, True])
+    two.do(local.Move(ROOT_INODE, b"dir", ROOT_INODE, b"renamed", replace=False))
+    assert [found.kind for found in check(sites)] == ["rmdir_create"]
+
+
+def test_a_stable_claim_goes_on_covering_one_of_another_shard(sites):
+    """A name is given twice by one site, and lost twice: the first claim, which the second covers, is in no list."""
+    one, two, three = sites
+    first = create(two, b"name")
+    two.do(local.Move(ROOT_INODE, b"name", ROOT_INODE, b"elsewhere", replace=False))
+    while shard_of(make_inode(2, two.wall_us), two.shard_count) == shard_of(first, two.shard_count):
+        two.wall_us += 1
+    second = create(two, b"name")
+    shard = shard_of(second, two.shard_count)
+    assert shard != shard_of(first, two.shard_count)
+    for site in (one, three):
+        site.take(two.journal, two.blocks[shard])
+    two.hear_and_forget([one, three], heard=[True, True])
+    one.do(local.Remove(ROOT_INODE, b"name"))
+    create(one, b"name")
+    for block in sorted(
+        (block for some in one.blocks.values() for block in some), key=lambda block: block.timestamps[0]
+    ):
+        two.take(one.journal, [block])
+    assert check(sites) == []
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_a_maker_did_before_naming_belongs_to_the_making(sites, is_late):
+    """An object that was found by a name from another site is removed, changed and changed again: only what came later lost.
+
+    What its maker did to it before naming it is in no list, whether it comes before the removal or after.
+    """
+    one, two, three = sites
+    (made,) = one.do(local.CreateFile(None, None, 0o600, 0, 0, 0))
+    one.do(local.SetAttributes(made.inode, mode=0o640, mtime_ns=7))
+    one.do(local.SetX(made.inode, b"user.a", b"first"))
+    one.do(local.NameFile(made.inode, ROOT_INODE, b"name", replace=False))
+    one.do(local.SetX(made.inode, b"user.b", b"later"))
+    two.pull(one)
+    two.do(local.Move(ROOT_INODE, b"name", ROOT_INODE, b"renamed", replace=False))
+    shard = shard_of(made.inode, one.shard_count)
+    three.take(one.journal, one.blocks[shard][:1])
+    three.pull(two)
+    three.do(local.SetAttributes(made.inode, mode=0o600, mtime_ns=8), local.SetX(made.inode, b"user.a", b"second"))
+    three.do(local.Remove(ROOT_INODE, b"renamed"))
+    if is_late:
+        three.take(one.journal, one.blocks[shard])
+    assert [(found.kind, found.loser.origin) for found in check(sites)] == [("delete_modify", 1)]
