@@ -41,7 +41,7 @@ class _Modes:
 
 
 def check_modes(seen: Observation) -> Verdict:
-    """P9: a site writes and reads for clients when its mode lets it, and refuses when it does not."""
+    """P9: a site serves clients as its mode lets it, and begins as one that does not write yet."""
     inquiry = Inquiry()
     modes = _Modes(seen)
     is_exercised = False
@@ -63,6 +63,15 @@ def check_modes(seen: Observation) -> Verdict:
             if len(able) == len(had) and not _is_gate_closed(seen, attempt):
                 what = f"{attempt.kind} of client {attempt.client} was refused, though the site was {_names(had)}"
                 inquiry.find(what, site=attempt.site, time_us=attempt.ended_us)
+    for site in seen.sites:
+        before: ModeSeen | None = None
+        for change in modes.changes(site, site):
+            if (before is None or before.mode is None) and change.mode is not None and not change.is_forced:
+                inquiry.count("starts")
+                if change.mode.is_writable:
+                    what = f"starts as {change.mode.value}, before it can know what it lacks"
+                    inquiry.find(what, site=site, time_us=change.time_us)
+            before = change
     return inquiry.close("P9", "modes are obeyed", is_exercised=is_exercised)
 
 

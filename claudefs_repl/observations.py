@@ -136,6 +136,7 @@ class ConflictSeen:
         loser: the entry that lost, in any form that is equal at every site.
         winner: likewise the latest entry that it lost to.
         content_crc32: of the bytes that were fetched as what lost; None if it has none or they were not asked for.
+        written_crc32: of the bytes that a client was told are durable and that lost, where they lost as a whole.
         is_content_missing: whether the site said that it does not have them any more.
     """
 
@@ -145,6 +146,7 @@ class ConflictSeen:
     loser: str
     winner: str
     content_crc32: int | None = None
+    written_crc32: int | None = None
     is_content_missing: bool = False
 
 
@@ -170,7 +172,7 @@ class SiteEnd:
         durable: what of that would survive a loss of power.
         digest: of its tree and conflict list.
         tree: every path and a description or digest of what is there; None if it was not listed.
-        conflicts: its conflict list; None if it was not asked.
+        conflicts: its list of open conflicts (each site forgets settled ones in its own time); None if it was not asked.
         sums: its accounts, for each journal one for each shard; None if it was not asked.
         dead_letters: its open dead letters; None if it was not asked.
     """
@@ -221,7 +223,7 @@ class ModeSeen:
         site: whose word it is.
         about: whose mode it is.
         mode: None when the site's process is not there.
-        is_forced: whether an operator set it.
+        is_forced: whether an operator set it, also before a start.
     """
 
     time_us: int
@@ -426,6 +428,8 @@ class Observation:
         expected_tree: paths that no fault or concurrency can have taken away, with their descriptions as in
             `SiteEnd.tree`: what a tree must show of acknowledged writes.
         expected_conflicts: what conflict lists must have, because it was provoked: kind, and text found in `what`.
+        peaceful: objects that sites changed only one after another, as text found in a conflict's `what`: no conflict is
+            about them.
         dead_letters_planted: entries that cannot be applied, put into a journal on purpose.
     """
 
@@ -452,4 +456,5 @@ class Observation:
     log_damage: Sequence[LogDamage] = ()
     expected_tree: Mapping[str, str] = field(default_factory=dict)
     expected_conflicts: Sequence[tuple[str, str]] = ()
+    peaceful: Sequence[str] = ()
     dead_letters_planted: int = 0

@@ -200,40 +200,60 @@ def check_forgery(seen: Observation) -> Verdict:
     return inquiry.close("P6", "nothing forged takes effect, all of it is told", is_exercised=bool(seen.tampering))
 
 
+_Lists = dict[str, dict[str, ConflictSeen]]
+
+
 def check_conflicts(seen: Observation) -> Verdict:
-    """P8: every conflict is on every site's list in the same words, what was provoked is on it, what lost can be fetched."""
+    """P8: every conflict is on every site's list in the same words, what lost can be fetched, and nothing else is on it."""
     inquiry = Inquiry()
-    asked = {
+    lists: _Lists = {
         name: {each.id: each for each in end.conflicts} for name, end in seen.ends.items() if end.conflicts is not None
     }
-    first: dict[str, tuple[str, ConflictSeen]] = {}
-    for name, rows in asked.items():
+    _check_alike(lists, inquiry)
+    for name, rows in lists.items():
         for row in rows.values():
-            first.setdefault(row.id, (name, row))
-    for conflict_id, (told_by, row) in first.items():
-        for name, rows in asked.items():
-            inquiry.count("conflicts on a list")
-            mine = rows.get(conflict_id)
-            if mine is None:
-                inquiry.find(
-                    f"does not list conflict {conflict_id} ({row.kind}), as {told_by} does", site=name, path=row.what
-                )
-                continue
-            if mine.is_content_missing:
-                inquiry.find(f"what lost in conflict {conflict_id} ({row.kind}) is not kept", site=name, path=row.what)
-                continue
-            inquiry.count("contents of losers fetched", mine.content_crc32 is not None)
-            if _told(mine) != _told(row):
-                what = f"conflict {conflict_id} is {_told(mine)} here, {_told(row)} at {told_by}"
-                inquiry.find(what, site=name, path=row.what)
-    for kind, text in seen.expected_conflicts:
-        for name, rows in asked.items():
+            _check_loser(name, row, inquiry)
+        for text in seen.peaceful:
+            inquiry.count("objects that were changed one after another")
+            for row in rows.values():
+                if text in row.what:
+                    inquiry.find(
+                        f"a conflict of kind {row.kind}, though nothing was concurrent", site=name, path=row.what
+                    )
+        for kind, text in seen.expected_conflicts:
             inquiry.count("conflicts provoked")
             if not any(row.kind == kind and text in row.what for row in rows.values()):
                 inquiry.find(f"a conflict of kind {kind} was provoked, and is not listed", site=name, path=text)
     return inquiry.close("P8", "every conflict is told, the same everywhere, and what lost is kept")
 
 
+def _check_alike(lists: _Lists, inquiry: Inquiry) -> None:
+    first: dict[str, tuple[str, ConflictSeen]] = {}
+    for name, rows in lists.items():
+        for row in rows.values():
+            first.setdefault(row.id, (name, row))
+    for conflict_id, (told_by, row) in first.items():
+        for name, rows in lists.items():
+            inquiry.count("conflicts on a list")
+            mine = rows.get(conflict_id)
+            if mine is None:
+                what = f"does not list conflict {conflict_id} ({row.kind}), as {told_by} does"
+                inquiry.find(what, site=name, path=row.what)
+            elif _told(mine) != _told(row):
+                what = f"conflict {conflict_id} is {_told(mine)} here, {_told(row)} at {told_by}"
+                inquiry.find(what, site=name, path=row.what)
+
+
+def _check_loser(name: str, row: ConflictSeen, inquiry: Inquiry) -> None:
+    if row.is_content_missing:
+        inquiry.find(f"what lost in conflict {row.id} ({row.kind}) is not kept", site=name, path=row.what)
+    if row.content_crc32 is not None:
+        inquiry.count("contents of losers fetched")
+        if row.written_crc32 not in (None, row.content_crc32):
+            what = f"what lost in conflict {row.id} ({row.kind}) is not what was written"
+            inquiry.find(what, site=name, path=row.what)
+
+
 def _told(row: ConflictSeen) -> tuple[str, ...]:
-    content = "" if row.content_crc32 is None else f"{row.content_crc32:08x}"
+    content = "" if row.content_crc32 is None or row.is_content_missing else f"{row.content_crc32:08x}"
     return row.kind, row.what, row.loser, row.winner, content

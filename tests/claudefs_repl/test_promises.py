@@ -216,6 +216,16 @@ PLANTED = {
         with_end("beta", conflicts=(replace(CONFLICT, content_crc32=0xBAD),)),
         {"site": "beta", "path": "/a bytes 0-5"},
     ),
+    "content of the loser is another everywhere": (
+        "P8",
+        with_end("beta", conflicts=(replace(CONFLICT, written_crc32=0xBAD),)),
+        {"site": "beta", "path": "/a bytes 0-5"},
+    ),
+    "conflict where nothing was concurrent": (
+        "P8",
+        replace(GOOD, peaceful=("/a bytes",)),
+        {"site": "gamma", "path": "/a bytes 0-5"},
+    ),
     "provoked conflict at no site": (
         "P8",
         replace(GOOD, expected_conflicts=(("move", "/d"),)),
@@ -234,6 +244,11 @@ PLANTED = {
             attempts=[Attempt("gamma", 1, 82 * S, 82 * S, "stat", Outcome.ACKNOWLEDGED, is_read=True)],
         ),
         {"site": "gamma", "time_us": 82 * S},
+    ),
+    "start as Active": (
+        "P9",
+        with_modes(ModeSeen(75 * S, "beta", "beta", None), ModeSeen(76 * S, "beta", "beta", ACTIVE)),
+        {"site": "beta", "time_us": 76 * S},
     ),
     "write refused by a site that is Active": (
         "P9",
