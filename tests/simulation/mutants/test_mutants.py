@@ -1,0 +1,98 @@
+"""The list of mutants does not rot, and the runner tells a bug from none."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+
+import pytest
+from click.testing import CliRunner
+
+from claudefs_repl.promises import CHECKERS
+from tests.simulation.mutants import run
+from tests.simulation.mutants.plant import ROOT, mutated, occurrences, plant
+from tests.simulation.mutants.run import try_mutant
+from tests.simulation.mutants.table import MUTANTS
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+TOY = '''
+from types import SimpleNamespace
+
+from claudefs_repl.clock import HybridClock
+
+def run_seed(seed):
+    """Only every third seed sets the clock back."""
+    clock = HybridClock()
+    stamps = [clock.tick(wall_us) for wall_us in ((10, 20, 15) if seed % 3 == 0 else (10, 20, 30))]
+    rises = all(one < other for one, other in zip(stamps, stamps[1:]))
+    return SimpleNamespace(violations=[] if rises else [f"P3: stamps go back: {stamps}"])
+'''
+
+
+def add_toy(directory):
+    (directory / "toy.py").write_text(TOY)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_mutant_still_replaces_one_text_of_the_code_as_it_is(name):
+    """The text to replace is there exactly once, and what replaces it is another, and Python."""
+    mutant = BY_NAME[name]
+    assert occurrences(mutant) == 1
+    assert mutant.old != mutant.new
+    ast.parse(mutated(mutant))
+
+
+def test_the_list_is_long_enough_and_says_which_promise_notices():
+    """At least 25 bugs, told apart by their names, each of a promise that is checked."""
+    assert len(MUTANTS) >= 25
+    assert max(Counter(mutant.name for mutant in MUTANTS).values()) == 1
+    assert {mutant.promise for mutant in MUTANTS} <= set(CHECKERS)
+
+
+def test_a_mutant_is_planted_in_a_copy_and_nowhere_else(tmp_path):
+    """The copy has the bug, the project does not."""
+    mutant = BY_NAME["clock-goes-back"]
+    before = (ROOT / mutant.path).read_bytes()
+    plant(mutant, tmp_path)
+    assert (tmp_path / mutant.path).read_text() == mutated(mutant)
+    assert (ROOT / mutant.path).read_bytes() == before
+    assert (tmp_path / "protocol" / "frames.py").read_bytes() == (ROOT / "protocol" / "frames.py").read_bytes()
+
+
+def test_a_bug_is_caught_by_the_first_seed_that_shows_it_and_no_bug_is_not():
+    """The number of seeds is told, and the unmutated code passes all of them."""
+    caught = try_mutant(BY_NAME["clock-goes-back"], seeds_max=9, module="toy", extra=add_toy)
+    assert (caught.is_caught, caught.seeds) == (True, 3)
+    assert "stamps go back" in caught.story
+    clean = try_mutant(None, seeds_max=9, module="toy", extra=add_toy)
+    assert (clean.is_caught, clean.seeds) == (False, 9)
+
+
+def test_a_bug_that_ends_the_process_is_caught():
+    """Code that cannot even be imported does not count as having passed."""
+    assert try_mutant(None, seeds_max=1, module="no_such_module").is_caught
+
+
+def test_a_survivor_fails_the_campaign(monkeypatch):
+    """The exit status is 1 if a mutant survived, and the survivors are named."""
+    monkeypatch.setattr(run, "try_mutant", _catch_all_but("tag-unchecked"))
+    result = CliRunner().invoke(run.main, ["--json", "--only", "tag-unchecked", "--only", "mine-wins"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["survivors"] == ["tag-unchecked"]
+    assert CliRunner().invoke(run.main, ["--only", "mine-wins"]).exit_code == 0
+
+
+def test_nothing_is_said_of_mutants_if_the_code_as_it_is_fails(monkeypatch):
+    """What the unmutated code violates proves nothing about a mutant: the exit status is 2."""
+    monkeypatch.setattr(run, "try_mutant", _catch_all_but(""))
+    assert CliRunner().invoke(run.main, ["--only", "mine-wins"]).exit_code == 2
+
+
+def _catch_all_but(survivor):
+    def try_one(mutant, *, first, seeds_max):
+        name = "unmutated" if mutant is None else mutant.name
+        is_caught = name != survivor and (mutant is not None or not survivor)
+        return run.Catch(name, "P1", "", seeds_max, is_caught, "found" if is_caught else "")
+
+    return try_one
