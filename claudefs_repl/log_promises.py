@@ -15,6 +15,7 @@ _MAKERS = frozenset({Op.CREATE, Op.SYMLINK, Op.MKDIR})
 def check_durable(seen: Observation) -> Verdict:
     """P1: what was answered before a site's process ended is in its log; what a peer acknowledged stays in the peer's."""
     inquiry = Inquiry()
+    keeping = _Keeping(seen, inquiry)
     for attempt, entry in _acknowledged(seen):
         after = [
             fault
@@ -24,7 +25,7 @@ def check_durable(seen: Observation) -> Verdict:
         if after and not _was_alone_on_a_lost_disk(seen, attempt, entry):
             is_power = any(fault.is_power_loss for fault in after)
             inquiry.count(f"answers before {'a loss of power' if is_power else 'an end of the process'}")
-            _check_kept(seen, attempt, entry, attempt.site, inquiry)
+            keeping.check(attempt, entry, attempt.site)
     _check_peers_acks(seen, inquiry)
     return inquiry.close("P1", "what was answered or acknowledged is on disk")
 
@@ -55,13 +56,14 @@ def _check_peers_acks(seen: Observation, inquiry: Inquiry) -> None:
 def check_kept(seen: Observation) -> Verdict:
     """P2: what was acknowledged is at every site after healing; no replica was ever ahead of its origin."""
     inquiry = Inquiry()
+    keeping = _Keeping(seen, inquiry)
     excused = 0
     for attempt, entry in _acknowledged(seen):
         if _was_alone_on_a_lost_disk(seen, attempt, entry):
             excused += 1
             continue
         for name in seen.ends:
-            _check_kept(seen, attempt, entry, name, inquiry)
+            keeping.check(attempt, entry, name)
     inquiry.count("entries excused, because the one disk that held them was wiped", excused)
     _check_twice(seen, inquiry)
     _check_ahead(seen, inquiry)
@@ -80,50 +82,71 @@ def _acknowledged(seen: Observation) -> Iterator[tuple[Attempt, Acknowledged]]:
     return ((attempt, entry) for attempt in seen.attempts for entry in attempt.entries)
 
 
-def _check_kept(seen: Observation, attempt: Attempt, entry: Acknowledged, name: str, inquiry: Inquiry) -> None:
-    """One acknowledged entry is in one site's log, or was there before it was trimmed."""
-    end = seen.ends.get(name)
-    if end is None or end.logs is None:
-        return
-    logs = end.logs.get(entry.journal)
-    log = None if logs is None or entry.shard >= len(logs) else logs[entry.shard]
-    inquiry.count("acknowledged entries in a site's log")
+class _Keeping:
+    """Looks acknowledged entries up in the logs of the end."""
 
-    def find(what: str) -> None:
-        told = f"{entry} was acknowledged to client {attempt.client} of {attempt.site}, {what}"
-        inquiry.find(told, site=name, journal=entry.journal, shard=entry.shard, seq=entry.seq, time_us=attempt.ended_us)
+    def __init__(self, seen: Observation, inquiry: Inquiry) -> None:
+        self._seen = seen
+        self._inquiry = inquiry
+        self._written_again: dict[tuple[str, JournalId], set[tuple[int, int | None]]] = {}
 
-    if log is not None and entry.seq <= log.trimmed:
-        applied = None if end.applied is None else end.applied.get(entry.journal)
-        if applied is not None and applied[entry.shard] < entry.seq:
-            find(f"but was trimmed before it was applied; applied is {applied[entry.shard]}")
-        return
-    at = None if log is None else place_of(log, entry.seq)
-    if log is None or at is None:
-        if not _is_journaled_again(seen, entry, end):
-            find(f"but is not there; the log ends at {0 if log is None else log.tail}")
-    elif (log.inodes[at], log.ops[at]) != (entry.inode, entry.op):
-        find(f"but there is {Op(log.ops[at]).name} of inode {log.inodes[at]:x}")
-    elif entry.content_crc32 is not None and log.contents.get(entry.seq, entry.content_crc32) != entry.content_crc32:
-        find("but its content is another one")
+    def check(self, attempt: Attempt, entry: Acknowledged, name: str) -> None:
+        """One acknowledged entry is in one site's log, or was there before it was trimmed."""
+        end = self._seen.ends.get(name)
+        if end is None or end.logs is None:
+            return
+        logs = end.logs.get(entry.journal)
+        log = None if logs is None or entry.shard >= len(logs) else logs[entry.shard]
+        self._inquiry.count("acknowledged entries in a site's log")
+        at = None if log is None else place_of(log, entry.seq)
+        wrong = None
+        if log is not None and entry.seq <= log.trimmed:
+            applied = None if end.applied is None else end.applied.get(entry.journal)
+            if applied is not None and applied[entry.shard] < entry.seq:
+                wrong = f"but was trimmed before it was applied; applied is {applied[entry.shard]}"
+        elif log is None or at is None:
+            if not self._is_again(entry, name, end):
+                wrong = f"but is not there; the log ends at {0 if log is None else log.tail}"
+        else:
+            wrong = _difference(entry, log, at)
+        if wrong is not None:
+            what = f"{entry} was acknowledged to client {attempt.client} of {attempt.site}, {wrong}"
+            self._inquiry.find(
+                what, site=name, journal=entry.journal, shard=entry.shard, seq=entry.seq, time_us=attempt.ended_us
+            )
+
+    def _is_again(self, entry: Acknowledged, name: str, end: SiteEnd) -> bool:
+        """Whether its origin has begun another journal, and has written such an entry into it.
+
+        An object that is written again gets a new number: what has no content is told by its operation alone.
+        """
+        origin = self._seen.ends.get(_origin_name(self._seen, entry.journal))
+        if origin is None or origin.own == entry.journal or self._is_held_by_any(entry):
+            return False
+        key = name, entry.journal
+        if key not in self._written_again:
+            self._written_again[key] = {
+                (op, log.contents.get(seq))
+                for journal, logs in (end.logs or {}).items()
+                if journal.origin == entry.journal.origin and journal != entry.journal
+                for log in logs
+                for seq, op in zip(log.seqs, log.ops, strict=True)
+            }
+        return (entry.op, entry.content_crc32) in self._written_again[key]
+
+    def _is_held_by_any(self, entry: Acknowledged) -> bool:
+        """Whether some site has, or had when a disk was lost, so much of the journal: then it was not closed before."""
+        held = [loss.others_held.get(entry.journal) for loss in self._seen.disk_losses]
+        held += [_tails(end.logs).get(entry.journal) for end in self._seen.ends.values() if end.logs is not None]
+        return any(seqs is not None and seqs[entry.shard] >= entry.seq for seqs in held)
 
 
-def _is_journaled_again(seen: Observation, entry: Acknowledged, end: SiteEnd) -> bool:
-    """Whether its origin has begun another journal, and has written the same anew into it."""
-    origin = seen.ends.get(_origin_name(seen, entry.journal))
-    if origin is None or origin.own == entry.journal:
-        return False
-    for journal, logs in (end.logs or {}).items():
-        if journal.origin != entry.journal.origin or journal == entry.journal:
-            continue
-        for log in logs:
-            for at, (inode, op) in enumerate(zip(log.inodes, log.ops, strict=True)):
-                if (inode, op) == (entry.inode, entry.op) and entry.content_crc32 in (
-                    None,
-                    log.contents.get(log.seqs[at], entry.content_crc32),
-                ):
-                    return True
-    return False
+def _difference(entry: Acknowledged, log: HeldLog, at: int) -> str | None:
+    if (log.inodes[at], log.ops[at]) != (entry.inode, entry.op):
+        return f"but there is {Op(log.ops[at]).name} of inode {log.inodes[at]:x}"
+    if entry.content_crc32 is not None and log.contents.get(entry.seq, entry.content_crc32) != entry.content_crc32:
+        return "but its content is another one"
+    return None
 
 
 def _was_alone_on_a_lost_disk(seen: Observation, attempt: Attempt, entry: Acknowledged) -> bool:
