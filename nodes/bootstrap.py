@@ -8,8 +8,8 @@ changes until the new is whole on the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import trio
@@ -34,9 +34,11 @@ from nodes.key_files import load_keys
 from nodes.queries import PeerQueries, PeerUnreachable
 from nodes.recovery import read_identity
 from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path
-from nodes.seams import Storage, WallClock
+from nodes.seams import Entropy, Storage, StoreRunner, WallClock
 from nodes.storage import DiskStorage
+from nodes.store.sqlite_store import Threads
 from protocol.handshake import LocalIdentity
+from protocol.keys import KeyRing
 
 
 async def bootstrap_site(
@@ -62,27 +64,65 @@ async def bootstrap_site(
     await storage.lock(LOCK_NAME)
     try:
         wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
-        finished = await finish_switch(storage)
-        logger = make_logger(events_path(site), site.name, wall_clock)
-        if finished is not None:
-            log_bootstrap(finished, logger)
-            return finished
-        old = await read_identity(cluster, site, storage)
-        incarnation = Incarnation(int.from_bytes(os.urandom(8), "big"))
-        identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, incarnation)
-        dialing = Dialing(
-            identity=identity,
-            local_address=site.address,
-            keys=keys,
-            entropy=os.urandom,
-            timeout_s=cluster.replication.handshake_timeout_s,
-            limiter=AuthRateLimiter(dialer_limits(cluster.rate_limit)),
+        return await bootstrap_in(
+            Means(
+                storage=storage,
+                store_runner=Threads(),
+                wall_clock=wall_clock,
+                entropy=os.urandom,
+                make_logger=lambda: make_logger(events_path(site), site.name, wall_clock),
+            ),
+            cluster,
+            site,
+            keys,
+            peer_name,
+            without,
+            progress,
         )
-        own = JournalId(site.site_id, incarnation)
-        work = _Bootstrap(cluster, site, storage, PeerQueries(dialing), wall_clock, logger, own, old)
-        return await work.run(peer_name, without, progress)
     finally:
         storage.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What making a site anew needs of the world: the machine's, or a simulated one."""
+
+    storage: Storage
+    store_runner: StoreRunner
+    wall_clock: WallClock
+    entropy: Entropy
+    make_logger: Callable[[], FilteringBoundLogger]
+
+
+async def bootstrap_in(
+    means: Means,
+    cluster: ClusterConfig,
+    site: SiteConfig,
+    keys: KeyRing,
+    peer_name: str | None,
+    without: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """As `bootstrap_site`, in a data directory that is the caller's."""
+    finished = await finish_switch(means.storage)
+    logger = means.make_logger()
+    if finished is not None:
+        log_bootstrap(finished, logger)
+        return finished
+    old = await read_identity(cluster, site, means.storage)
+    incarnation = Incarnation(int.from_bytes(means.entropy(8), "big"))
+    identity = LocalIdentity(cluster.cluster_id, cluster.shards, site.site_id, incarnation)
+    dialing = Dialing(
+        identity=identity,
+        local_address=site.address,
+        keys=keys,
+        entropy=means.entropy,
+        timeout_s=cluster.replication.handshake_timeout_s,
+        limiter=AuthRateLimiter(dialer_limits(cluster.rate_limit)),
+    )
+    own = JournalId(site.site_id, incarnation)
+    work = _Bootstrap(cluster, site, means, PeerQueries(dialing), logger, own, old)
+    return await work.run(peer_name, without, progress)
 
 
 class _Bootstrap:
@@ -92,18 +132,18 @@ class _Bootstrap:
         self,
         cluster: ClusterConfig,
         site: SiteConfig,
-        storage: Storage,
+        means: Means,
         queries: PeerQueries,
-        wall_clock: WallClock,
         logger: FilteringBoundLogger,
         own: JournalId,
         old: JournalId | None,
     ) -> None:
         self._cluster = cluster
         self._site = site
-        self._storage = storage
+        self._means = means
+        self._storage = means.storage
         self._queries = queries
-        self._wall_clock = wall_clock
+        self._wall_clock = means.wall_clock
         self._logger = logger
         self._own = own
         self._old = old
@@ -118,7 +158,7 @@ class _Bootstrap:
         shards = self._cluster.shards
         fetch = await fetch_snapshot(self._queries, source, self._storage, needed(peers), shards, progress)
         settings = LogSettings(self._cluster.cluster_id, shards, self._cluster.journal.segment_bytes)
-        old = await OldLogs.open(self._storage, settings, os.urandom, self._old)
+        old = await OldLogs.open(self._storage, settings, self._means.entropy, self._old)
         try:
             closed = await read_closed(self._storage)
             closing = to_close(self._old, peers.values(), closed)
@@ -133,7 +173,8 @@ class _Bootstrap:
                 floor_us=max(peer.timestamp_us for peer in peers.values()),
                 wall_us=self._wall_clock.now_us(),
             )
-            built = await build(plan, self._storage, os.urandom, fetch, old)
+            runner = self._means.store_runner
+            built = await build(plan, self._storage, self._means.entropy, fetch, old, store_runner=runner)
         finally:
             await old.close()
         report = self._report(source, without, fetch.size_bytes, built, lost, old.damage)

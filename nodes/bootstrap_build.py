@@ -22,7 +22,7 @@ from nodes.entry_log import EntryLog
 from nodes.evidence import Evidence, write_evidence
 from nodes.journals import LogSettings
 from nodes.recovery import STORE_FILE, write_identity
-from nodes.seams import Entropy, File, Storage
+from nodes.seams import Entropy, File, Storage, StoreRunner
 from nodes.small_json import parse_json
 from nodes.snapshots import SNAPSHOTS_DIR, STORE_NAME, Snapshot, remove_store, write_manifest
 from nodes.store.local import StampSource
@@ -130,7 +130,15 @@ class Built:
     refused_file: str | None
 
 
-async def build(plan: Plan, storage: Storage, entropy: Entropy, fetch: Fetch, old: OldLogs) -> Built:
+async def build(
+    plan: Plan,
+    storage: Storage,
+    entropy: Entropy,
+    fetch: Fetch,
+    old: OldLogs,
+    *,
+    store_runner: StoreRunner | None = None,
+) -> Built:
     """Make the whole new content of the data directory in NEW_DIR, durable; what an earlier run left there goes first.
 
     Raises:
@@ -144,7 +152,8 @@ async def build(plan: Plan, storage: Storage, entropy: Entropy, fetch: Fetch, ol
     await storage.copy(PART_FILE, f"{NEW_DIR}/{snapshot.store_path}")
     await write_manifest(new, snapshot)
     await new.copy(snapshot.store_path, STORE_FILE)
-    store = await SqliteStore.open(plan.site.data_dir / NEW_DIR / STORE_FILE, shard_count=plan.cluster.shards)
+    place = plan.site.data_dir / NEW_DIR / STORE_FILE
+    store = await SqliteStore.open(place, shard_count=plan.cluster.shards, runner=store_runner)
     try:
         if not equal(store.applied, snapshot.applied):
             raise WorldError(f"the fetched {STORE_NAME} has applied {store.applied}, not what its peer said")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,23 @@ class _Connection:
     under_way: deque[tuple[WriteRequest, list[LocalOp]]] = field(default_factory=deque)
 
 
+@asynccontextmanager
+async def open_client_socket(socket_path: Path) -> AsyncIterator[trio.SocketListener]:
+    """Listen for clients of this machine; a socket file that a killed process left behind is replaced: the lock is ours."""
+    place = trio.Path(socket_path)
+    await place.unlink(missing_ok=True)
+    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    try:
+        await sock.bind(str(socket_path))
+        await place.chmod(0o600)
+        sock.listen(CONNECTIONS_MAX)
+        yield trio.SocketListener(sock)
+    finally:
+        sock.close()
+        with trio.CancelScope(shield=True):
+            await place.unlink(missing_ok=True)
+
+
 class ClientService:
     """Serves the clients of one site.
 
@@ -94,22 +111,13 @@ class ClientService:
 
     async def run(
         self,
-        socket_path: Path,
+        open_clients: Callable[[], AbstractAsyncContextManager[trio.SocketListener]],
         *,
         task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen until cancelled. A socket file that a killed process left behind is replaced: the lock is ours."""
-        place = trio.Path(socket_path)
-        await place.unlink(missing_ok=True)
-        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-        await sock.bind(str(socket_path))
-        await place.chmod(0o600)
-        sock.listen(CONNECTIONS_MAX)
-        try:
-            await trio.serve_listeners(self.serve, [trio.SocketListener(sock)], task_status=task_status)
-        finally:
-            with trio.CancelScope(shield=True):
-                await place.unlink(missing_ok=True)
+        """Serve whoever connects, until cancelled."""
+        async with open_clients() as listener:
+            await trio.serve_listeners(self.serve, [listener], task_status=task_status)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one client until it goes away; answers come in the order of the requests."""

@@ -7,7 +7,7 @@ unit in their name. `EVENTS` is the list of names: whatever is not in it cannot 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,19 +138,32 @@ class EventFile:
 class _Sink:
     """Where structlog's rendered line goes; it has a method for each level because structlog calls it by the level."""
 
-    def __init__(self, file: EventFile, echo: TextIO | None) -> None:
-        self._file = file
-        self._echo = echo
-        self._colours = site_colours([]) if echo is None or not echo.isatty() else None
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.msg = write
+        self.debug = self.info = self.warning = self.warn = self.error = write
+        self.critical = self.exception = self.log = write
 
-    def msg(self, line: str) -> None:
-        self._file.append(line.encode() + b"\n")
-        if self._echo is not None:
-            event = json.loads(line)
-            colours = site_colours([event["site"]]) if self._colours is None else self._colours
-            print(render_event(event, colours), file=self._echo, flush=True)
 
-    debug = info = warning = warn = error = critical = exception = log = msg
+def make_logger_onto(sink: Callable[[str], None], site: str, wall_clock: WallClock) -> FilteringBoundLogger:
+    """A logger whose lines, without their newlines, go to a function; see `make_logger`."""
+
+    def complete(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+        name = event.pop("event")
+        assert name in EVENTS, f"{name!r} is not in the table of events"
+        now_us = wall_clock.now_us()
+        line = {"time_us": now_us, "time": utc_text(now_us), "site": site, "event": name, "level": EVENTS[name].level}
+        event.pop("exc_info", None)
+        line.update((key, value) for key, value in event.items() if key not in line)
+        return json.dumps(line, ensure_ascii=True, default=_plain)
+
+    logger = structlog.wrap_logger(
+        _Sink(sink),
+        processors=[complete],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    )
+    return cast("FilteringBoundLogger", logger)
 
 
 def make_logger(
@@ -165,24 +178,17 @@ def make_logger(
 
     The level comes from `EVENTS`, whichever method is called. `echo` gets the rendering for people as well.
     """
+    file = EventFile(path, bytes_max=bytes_max)
+    fixed = site_colours([]) if echo is None or not echo.isatty() else None
 
-    def complete(_: object, __: str, event: MutableMapping[str, Any]) -> str:
-        name = event.pop("event")
-        assert name in EVENTS, f"{name!r} is not in the table of events"
-        now_us = wall_clock.now_us()
-        line = {"time_us": now_us, "time": utc_text(now_us), "site": site, "event": name, "level": EVENTS[name].level}
-        event.pop("exc_info", None)
-        line.update((key, value) for key, value in event.items() if key not in line)
-        return json.dumps(line, ensure_ascii=True, default=_plain)
+    def write(line: str) -> None:
+        file.append(line.encode() + b"\n")
+        if echo is not None:
+            event = json.loads(line)
+            colours = site_colours([event["site"]]) if fixed is None else fixed
+            print(render_event(event, colours), file=echo, flush=True)
 
-    logger = structlog.wrap_logger(
-        _Sink(EventFile(path, bytes_max=bytes_max), echo),
-        processors=[complete],
-        wrapper_class=structlog.make_filtering_bound_logger(0),
-        context_class=dict,
-        cache_logger_on_first_use=False,
-    )
-    return cast("FilteringBoundLogger", logger)
+    return make_logger_onto(write, site, wall_clock)
 
 
 def _plain(value: object) -> str:

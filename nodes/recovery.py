@@ -18,7 +18,7 @@ from nodes.applier import Applier
 from nodes.entry_log import GapInLog
 from nodes.evidence import Evidence, read_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
-from nodes.seams import Entropy, Storage
+from nodes.seams import Entropy, Storage, StoreRunner
 from nodes.small_json import parse_json
 from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
 from nodes.store.sqlite_store import SqliteStore
@@ -55,6 +55,7 @@ async def recover(
     gate: WriteGate,
     logger: FilteringBoundLogger,
     rebuild: bool = False,
+    store_runner: StoreRunner | None = None,
 ) -> Recovered:
     """Read, check and sync everything on disk; fold into the view what its own journal has and the view has not.
 
@@ -87,7 +88,7 @@ async def recover(
             _log_recovery(log.journal, log.recovered, logger)
     incarnations = Incarnations(own, evidence.current)
     snapshot = await newest_snapshot(storage)
-    store = await _open_store(site, storage, journals, snapshot, cluster.shards, rebuild=rebuild)
+    store = await _open_store(site, storage, store_runner, journals, snapshot, cluster.shards, rebuild=rebuild)
     _check_not_ahead(site, store, journals)
     started_s = trio.current_time()
     applier = Applier(journals=journals, store=store, share=1.0, gate=gate, logger=logger)
@@ -187,6 +188,7 @@ async def write_identity(
 async def _open_store(
     site: SiteConfig,
     storage: Storage,
+    runner: StoreRunner | None,
     journals: Journals,
     snapshot: Snapshot | None,
     shard_count: int,
@@ -205,7 +207,7 @@ async def _open_store(
             await restore_snapshot(storage, snapshot, STORE_FILE)
         else:
             await remove_store(storage, STORE_FILE)
-    return await SqliteStore.open(Path(site.data_dir) / STORE_FILE, shard_count=shard_count)
+    return await SqliteStore.open(Path(site.data_dir) / STORE_FILE, shard_count=shard_count, runner=runner)
 
 
 def _check_not_ahead(site: SiteConfig, store: SqliteStore, journals: Journals) -> None:

@@ -7,7 +7,10 @@ Production hands in the real thing, a simulation its own; the same site code run
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 Entropy = Callable[[int], bytes]
@@ -94,3 +97,19 @@ class Storage(Protocol):
 
     async def sync_dir(self, path: str) -> None:
         """Return only when the directory's entries are on disk."""
+
+
+class StoreRunner(Protocol):
+    """What runs SQLite's calls, which may wait for the disk, and keeps its files in the site's data directory."""
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a call that reads, or writes what need not be durable yet."""
+
+    async def open(self, path: Path, function: Callable[[], T]) -> T:
+        """Run the call that opens the database at a path."""
+
+    async def sync(self, path: Path, function: Callable[[], T]) -> T:
+        """Run a call after which what is at a path, the database or a copy of it, outlives a loss of power."""
+
+    async def close(self, path: Path, function: Callable[[], T]) -> T:
+        """Run the call that closes the database at a path."""

@@ -7,9 +7,6 @@ took, the senders get until the drain deadline, everything is persisted and clos
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,11 +46,9 @@ from nodes.peers import PeerRecord
 from nodes.queries import PeerQueries, serve_queries
 from nodes.reclaimer import run_reclaimer
 from nodes.recovery import Recovered, recover
-from nodes.runtime import ShiftedClock, socket_path
-from nodes.seams import Entropy
 from nodes.shown_ids import ShownIds
 from nodes.status import SiteStatus
-from nodes.storage import DiskStorage
+from nodes.surroundings import Surroundings
 from nodes.trace import Tracer
 from nodes.write_gate import WriteGate
 from protocol.handshake import LocalIdentity, Role
@@ -87,26 +82,23 @@ class _Running:
 
 
 class Site:
-    """One site's wiring. Its process runs it once (`nodes.site_process`)."""
+    """One site's wiring. Whoever starts it runs it once (`nodes.site_start`)."""
 
     def __init__(
         self,
         cluster: ClusterConfig,
         site: SiteConfig,
         keys: KeyRing,
-        storage: DiskStorage,
-        wall_clock: ShiftedClock,
-        entropy: Entropy,
-        rng: random.Random,
+        around: Surroundings,
         logger: FilteringBoundLogger,
     ) -> None:
         self._cluster = cluster
         self._site = site
         self._keys = keys
-        self._storage = storage
-        self._wall_clock = wall_clock
-        self._entropy = entropy
-        self._rng = rng
+        self._around = around
+        self._storage = around.storage
+        self._wall_clock = around.wall_clock
+        self._rng = around.rng
         self._logger = logger
         failover = cluster.failover
         becomes_active = failover.active_active or failover.initial_active == site.name
@@ -116,44 +108,38 @@ class Site:
         self._stop = trio.Event()
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT; a second signal ends it at once."""
+        """Run until `stop`; what is cancelled instead ends at once, as if it were killed."""
         self._logger.info(
             "site_started",
-            pid=os.getpid(),
+            pid=self._around.pid,
             address=self._site.address,
             port=self._site.port,
             data_dir=str(self._site.data_dir),
         )
-        async with trio.open_nursery() as signals:
-            await signals.start(self._watch_signals, signals.cancel_scope)
-            await make_room_to_start(self._storage, self._gate, self._logger)
-            recovered = await recover(
-                cluster=self._cluster,
-                site=self._site,
-                storage=self._storage,
-                entropy=self._entropy,
-                gate=self._gate,
-                logger=self._logger,
-            )
-            try:
-                await self._serve(self._wire(recovered))
-            finally:
-                with trio.CancelScope(shield=True):
-                    await recovered.close()
-            self._logger.info("site_stopped", undelivered_entries=self._undelivered(recovered))
-            signals.cancel_scope.cancel()
+        await make_room_to_start(self._storage, self._gate, self._logger)
+        recovered = await recover(
+            cluster=self._cluster,
+            site=self._site,
+            storage=self._storage,
+            entropy=self._around.entropy,
+            gate=self._gate,
+            logger=self._logger,
+            store_runner=self._around.store_runner,
+        )
+        try:
+            await self._serve(self._wire(recovered))
+        finally:
+            with trio.CancelScope(shield=True):
+                await recovered.close()
+        self._logger.info("site_stopped", undelivered_entries=self._undelivered(recovered))
 
-    async def _watch_signals(
-        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            task_status.started()
-            async for number in received:
-                if self._stop.is_set():
-                    everything.cancel()
-                    return
-                self._logger.info("site_stopping", reason=signal.Signals(number).name)
-                self._stop.set()
+    def stop(self, reason: str) -> bool:
+        """Begin to stop in order; False if that had begun already."""
+        if self._stop.is_set():
+            return False
+        self._logger.info("site_stopping", reason=reason)
+        self._stop.set()
+        return True
 
     def _wire(self, recovered: Recovered) -> _Running:
         journals, store = recovered.journals, recovered.store
@@ -166,7 +152,7 @@ class Site:
             identity=identity,
             local_address=self._site.address,
             keys=self._keys,
-            entropy=self._entropy,
+            entropy=self._around.entropy,
             timeout_s=config.handshake_timeout_s,
             limiter=AuthRateLimiter(dialer_limits(limits)),
             learn=recovered.incarnations.learn,
@@ -228,7 +214,7 @@ class Site:
         status = SiteStatus(
             cluster=self._cluster,
             site=self._site,
-            pid=os.getpid(),
+            pid=self._around.pid,
             journals=journals,
             store=store,
             peers=self._peers,
@@ -454,7 +440,7 @@ class Site:
             remedy = f"end what uses that port or choose another in {self._cluster.path}"
             why = f"site {self._site.name} cannot listen at {place}: {error.strerror or error}; {remedy}"
             raise ConfigInvalid([why]) from error
-        await nursery.start(running.clients.run, socket_path(self._site, self._cluster))
+        await nursery.start(running.clients.run, self._around.open_clients)
 
     def _view(self, recovered: Recovered) -> SelfView:
         own = recovered.journals.own

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from typing import TextIO
 
 import trio
-from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.error import ConfigInvalid, ReplError
+from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.topology import ClusterConfig
-from nodes.bootstrap_build import finish_switch, log_bootstrap
+from nodes.bootstrap_build import finish_switch
+from nodes.client_service import open_client_socket
 from nodes.events import make_logger
 from nodes.key_files import load_keys
 from nodes.recovery import read_identity, recover
-from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path
+from nodes.runtime import LOCK_NAME, ShiftedClock, SystemClock, events_path, socket_path
 from nodes.site import Site
+from nodes.site_start import start_site
 from nodes.storage import DiskStorage
+from nodes.store.sqlite_store import Threads
+from nodes.surroundings import Surroundings
 from nodes.write_gate import WriteGate
 
 
@@ -32,22 +36,40 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     site = cluster.site(site_name)
     keys = load_keys(cluster.key_file(site), site)
     storage = DiskStorage(site.data_dir)
+    wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
+    around = Surroundings(
+        storage=storage,
+        store_runner=Threads(),
+        wall_clock=wall_clock,
+        entropy=os.urandom,
+        rng=random.Random(),  # noqa: S311 - jitter, not secrets
+        pid=os.getpid(),
+        open_clients=lambda: open_client_socket(socket_path(site, cluster)),
+        make_logger=lambda: make_logger(events_path(site), site.name, wall_clock, echo=echo),
+    )
     await storage.lock(LOCK_NAME)
     try:
-        bootstrapped = await finish_switch(storage)
-        # Before a line is logged: the directory, and the log in it, may be another site's.
-        await read_identity(cluster, site, storage)
-        wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
-        logger = make_logger(events_path(site), site.name, wall_clock, echo=echo)
-        if bootstrapped is not None:
-            log_bootstrap(bootstrapped, logger)
-        try:
-            await Site(cluster, site, keys, storage, wall_clock, os.urandom, random.Random(), logger).run()  # noqa: S311 - jitter, not secrets
-        except BaseException as error:
-            _log_failure(error, logger)
-            raise
+        await start_site(cluster, site, keys, around, _run_until_signalled)
     finally:
         storage.close()
+
+
+async def _run_until_signalled(site: Site) -> None:
+    async with trio.open_nursery() as signals:
+        await signals.start(_watch_signals, site, signals.cancel_scope)
+        await site.run()
+        signals.cancel_scope.cancel()
+
+
+async def _watch_signals(
+    site: Site, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        task_status.started()
+        async for number in received:
+            if not site.stop(signal.Signals(number).name):
+                everything.cancel()
+                return
 
 
 async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
@@ -77,12 +99,3 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
         return recovered.replayed
     finally:
         storage.close()
-
-
-def _log_failure(error: BaseException, logger: FilteringBoundLogger) -> None:
-    leaf = error
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    if not isinstance(leaf, trio.Cancelled | KeyboardInterrupt):
-        reason = str(leaf) if isinstance(leaf, ReplError) else f"{type(leaf).__name__}: {leaf}"
-        logger.error("site_failed", reason=reason)

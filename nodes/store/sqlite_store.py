@@ -22,6 +22,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.cursor_history import CursorHistory, Passing
 from claudefs_repl.error import DiskFull, SyncFailed, WorldError
 from claudefs_repl.journal import JournalId
+from nodes.seams import StoreRunner
 from nodes.store.dead_letters import DeadLetter, EntryKey, any_waiting
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting, Forgotten
@@ -58,6 +59,26 @@ BACKUP_PAGES = 512
 """One step of a snapshot, 4 MiB."""
 
 
+class Threads:
+    """The production end of the store's runner: each call has a thread, and files are the machine's."""
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """As `StoreRunner.run`."""
+        return await trio.to_thread.run_sync(function)
+
+    async def open(self, path: Path, function: Callable[[], T]) -> T:
+        """As `StoreRunner.open`."""
+        return await trio.to_thread.run_sync(function)
+
+    async def sync(self, path: Path, function: Callable[[], T]) -> T:
+        """As `StoreRunner.sync`: the function itself syncs."""
+        return await trio.to_thread.run_sync(function)
+
+    async def close(self, path: Path, function: Callable[[], T]) -> T:
+        """As `StoreRunner.close`."""
+        return await trio.to_thread.run_sync(function)
+
+
 class SqliteStore:
     """The view of one site on disk.
 
@@ -69,8 +90,11 @@ class SqliteStore:
         forgotten: what `forget` has done since the start.
     """
 
-    def __init__(self, path: Path, writer: sqlite3.Connection, checkpointer: sqlite3.Connection) -> None:
+    def __init__(
+        self, path: Path, writer: sqlite3.Connection, checkpointer: sqlite3.Connection, runner: StoreRunner
+    ) -> None:
         self.path = path
+        self.runner = runner
         self.applied: Cursors = read_applied(writer)
         self.applied_timestamp_us = read_meta(writer, "timestamp_us")
         self.forgotten = Forgotten()
@@ -89,27 +113,28 @@ class SqliteStore:
         self._opened_s = 0.0
 
     @classmethod
-    async def open(cls, path: Path, *, shard_count: int) -> SqliteStore:
+    async def open(cls, path: Path, *, shard_count: int, runner: StoreRunner | None = None) -> SqliteStore:
         """Open the store, or make it.
 
         Raises:
             CallerError: the file is not a store of this layout and shard count.
             WorldError: the file is damaged, or cannot be opened.
         """
+        runner = Threads() if runner is None else runner
 
         def connect() -> SqliteStore:
             with _told_apart(path):
                 writer = _connect(path, cache_kib=WRITER_CACHE_KIB)
                 try:
                     set_up(writer, shard_count=shard_count)
-                    store = cls(path, writer, _connect(path, cache_kib=READER_CACHE_KIB))
+                    store = cls(path, writer, _connect(path, cache_kib=READER_CACHE_KIB), runner)
                 except BaseException:
                     writer.close()
                     raise
                 _sync_directory(path.parent)
                 return store
 
-        store = await trio.to_thread.run_sync(connect)
+        store = await runner.open(path, connect)
         store._opened_s = trio.current_time()
         store._histories = {
             journal: CursorHistory(store._opened_s, seqs) for journal, seqs in sorted(store.applied.items())
@@ -141,7 +166,7 @@ class SqliteStore:
             finally:
                 if transaction.is_open:
                     with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(self._roll_back)
+                        await self.runner.run(self._roll_back)
 
     async def make_durable(self) -> Cursors:
         """Sync what is committed, and empty the WAL into the database.
@@ -155,22 +180,20 @@ class SqliteStore:
         """
         async with self._syncing:
             applied = self.applied
-            log_bytes = await trio.to_thread.run_sync(self._checkpoint)
+            log_bytes = await self.runner.sync(self.path, self._checkpoint)
             if log_bytes > LOG_KEPT_BYTES:
                 # A WAL starts again from its beginning only after a pass without the writer, who waits for it.
                 async with self._writing:
                     applied = self.applied
-                    await trio.to_thread.run_sync(self._checkpoint)
+                    await self.runner.sync(self.path, self._checkpoint)
             return applied
 
     async def read(self, function: Callable[[View], T]) -> T:
         """Run a function on one consistent snapshot, in a thread."""
         async with self._readers:
-            reader = (
-                self._idle_readers.pop() if self._idle_readers else await trio.to_thread.run_sync(self._open_reader)
-            )
+            reader = self._idle_readers.pop() if self._idle_readers else await self.runner.run(self._open_reader)
             try:
-                return await trio.to_thread.run_sync(self._read, reader, function)
+                return await self.runner.run(lambda: self._read(reader, function))
             finally:
                 self._idle_readers.append(reader)
 
@@ -199,7 +222,7 @@ class SqliteStore:
 
         async with self._writing:
             self._stable = stable
-            is_done = await trio.to_thread.run_sync(step)
+            is_done = await self.runner.run(step)
         self.forgotten = replace(self._forgetting.total)
         return is_done
 
@@ -213,11 +236,12 @@ class SqliteStore:
             DiskFull: there was no room; nothing is changed.
         """
         async with self._writing:
-            return await trio.to_thread.run_sync(
-                self._write,
-                lambda: self._giving_up.step(
-                    self._writer, excess_bytes, rows_max=GIVE_UP_ROWS, conflicts_max=GIVE_UP_CONFLICTS
-                ),
+            return await self.runner.run(
+                lambda: self._write(
+                    lambda: self._giving_up.step(
+                        self._writer, excess_bytes, rows_max=GIVE_UP_ROWS, conflicts_max=GIVE_UP_CONFLICTS
+                    )
+                )
             )
 
     async def snapshot_to(self, path: Path) -> Cursors:
@@ -229,13 +253,17 @@ class SqliteStore:
         Raises:
             DiskFull: there is no room; nothing is left behind.
         """
-        return await trio.to_thread.run_sync(self._snapshot, path)
+        return await self.runner.sync(path, lambda: self._snapshot(path))
 
     async def close(self) -> None:
         """Close every connection; the owner has no transaction and no read open."""
-        for connection in (*self._idle_readers, self._checkpointer, self._writer):
-            await trio.to_thread.run_sync(connection.close)
-        self._idle_readers.clear()
+
+        def close() -> None:
+            for connection in (*self._idle_readers, self._checkpointer, self._writer):
+                connection.close()
+            self._idle_readers.clear()
+
+        await self.runner.close(self.path, close)
 
     def begin(self) -> Fold:
         """Open a transaction; for `StoreTransaction`, in its thread."""
@@ -377,7 +405,7 @@ class StoreTransaction:
         if self._is_small:
             await trio.lowlevel.checkpoint()
             return in_thread()
-        return await trio.to_thread.run_sync(in_thread)
+        return await self._store.runner.run(in_thread)
 
 
 def is_small(requests: Sequence[LocalRequest]) -> bool:
