@@ -157,13 +157,7 @@ def load_cluster(path: Path) -> ClusterConfig:
     cluster = check_table(_ClusterTable, document.pop("cluster", {}), "cluster", problems)
     raw_sites = document.pop("sites", None)
     sites = _check_sites(raw_sites, path.absolute().parent, problems)
-    sections: dict[str, Any] = {}
-    for name, values_type in SECTIONS.items():
-        values = check_table(_section_model(name), document.pop(name, {}), name, problems)
-        if values is not None:
-            sections[name] = values_type(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            )
+    sections = check_sections({name: document.pop(name, {}) for name in SECTIONS}, problems)
     known = ", ".join(["cluster", "sites", *SECTIONS])
     problems += [f"{name}: unknown section; there are: {known}" for name in document]
     problems += _contradictions(sections, [site.name for site in sites])
@@ -177,6 +171,18 @@ def load_cluster(path: Path) -> ClusterConfig:
         sites=tuple(sorted(sites, key=lambda site: site.site_id)),
         **sections,
     )
+
+
+def check_sections(tables: Mapping[str, object], problems: list[str], where: str = "") -> dict[str, Any]:
+    """The sections of settings as values, by name; what is wrong is appended to the problems, each with `where` before it."""
+    sections: dict[str, Any] = {}
+    for name, values_type in SECTIONS.items():
+        values = check_table(_section_model(name), tables.get(name, {}), f"{where}{name}", problems)
+        if values is not None:
+            sections[name] = values_type(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            )
+    return sections
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
