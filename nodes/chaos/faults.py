@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nodes.chaos.fault_kinds import KINDS
+from nodes.chaos.fault_kinds import KINDS, describe
 from nodes.chaos.scenario import Fault, Scenario
 from nodes.chaos.stage import Stage
 from nodes.chaos.wire import Effect
@@ -40,6 +40,7 @@ class Breaking:
 
     stage: Stage
     workload: Workload
+    say: Callable[[str], None]
     runs: list[FaultRun] = field(default_factory=list)
     clock: SystemClock = field(default_factory=SystemClock)
 
@@ -55,10 +56,17 @@ class Breaking:
         await trio.sleep_until(started_s + fault.at_s)
         async with ACTIONS[fault.kind](self, fault):
             run.began_us = self.clock.now_us()
+            self._tell(fault, trio.current_time() - started_s, "")
             if KINDS[fault.kind].lasts:
                 with trio.move_on_after(float("inf") if fault.for_s is None else fault.for_s):
                     await self.stage.healed.wait()
         run.ended_us = self.clock.now_us()
+        if KINDS[fault.kind].lasts:
+            self._tell(fault, trio.current_time() - started_s, " is over")
+
+    def _tell(self, fault: Fault, at_s: float, what: str) -> None:
+        options = describe(fault.kind, fault.options)
+        self.say(f"{at_s:6.1f} s  {fault.kind}{what}: {fault.where}{f' ({options})' if options and not what else ''}")
 
 
 Action = Callable[[Breaking, Fault], AbstractAsyncContextManager[None]]

@@ -163,7 +163,7 @@ class Stage:
             finally:
                 state.is_starting = False
             self.note(name, f"started, and answered after {trio.current_time() - began_s:.2f} s")
-            if state.holds:  # a fault came while there was no process yet
+            if not self.is_to_run(name):  # a fault came while there was no process yet
                 await self.launcher.kill(name)
 
     def pause(self, name: str) -> None:
