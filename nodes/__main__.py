@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import click
 
-from nodes.commands import bench, bootstrap, cluster, conflicts, demo, files, identity, keys, ledger, observe, operate
+from nodes.commands import (
+    bench,
+    bootstrap,
+    chaos,
+    cluster,
+    conflicts,
+    demo,
+    files,
+    identity,
+    keys,
+    ledger,
+    observe,
+    operate,
+)
 from nodes.commands.common import ReplGroup, config_option, examples
 
 
@@ -29,7 +42,7 @@ def cli() -> None:
     """
 
 
-for _module in (cluster, files, identity, conflicts, observe, ledger, operate, bootstrap, keys, demo, bench):
+for _module in (cluster, files, identity, conflicts, observe, ledger, operate, bootstrap, keys, demo, bench, chaos):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -174,7 +174,7 @@ def load_cluster(path: Path) -> ClusterConfig:
 
 
 def check_sections(tables: Mapping[str, object], problems: list[str], where: str = "") -> dict[str, Any]:
-    """The sections of settings as values, by name; what is wrong is appended to the problems, each with `where` before it."""
+    """The sections of settings as values, by name; what is wrong is appended to `problems`, each with `where` before it."""
     sections: dict[str, Any] = {}
     for name, values_type in SECTIONS.items():
         values = check_table(_section_model(name), tables.get(name, {}), f"{where}{name}", problems)

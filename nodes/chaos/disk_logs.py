@@ -10,6 +10,7 @@ from pathlib import Path
 from claudefs_repl.block import SUPERSEDED, Block
 from claudefs_repl.error import ReplError
 from claudefs_repl.journal import JournalId, entry_crc32
+from claudefs_repl.observations import HeldLog
 from claudefs_repl.operations import SetXattr, Write
 from claudefs_repl.wal import HEADER_BYTES, RecordCodec, SegmentHeader
 from protocol.payload import decode_payload
@@ -53,6 +54,31 @@ class LogOnDisk:
     first_seqs: tuple[int, ...]
     entries: tuple[LoggedEntry, ...]
     damage: tuple[str, ...]
+
+    @property
+    def tails(self) -> tuple[int, ...]:
+        """For each shard the seq of its last entry; of what was trimmed if it has none."""
+        tails = [seq - 1 for seq in self.first_seqs]
+        for entry in self.entries:
+            tails[entry.shard] = max(tails[entry.shard], entry.seq)
+        return tuple(tails)
+
+    def by_shard(self) -> tuple[HeldLog, ...]:
+        """Each shard's entries, in columns."""
+        return tuple(self._held(shard, first - 1) for shard, first in enumerate(self.first_seqs))
+
+    def _held(self, shard: int, trimmed: int) -> HeldLog:
+        entries = [entry for entry in self.entries if entry.shard == shard]
+        return HeldLog(
+            trimmed=trimmed,
+            seqs=[entry.seq for entry in entries],
+            timestamps_us=[entry.timestamp_us for entry in entries],
+            inodes=[entry.inode for entry in entries],
+            ops=[entry.op for entry in entries],
+            crcs=[entry.crc32 for entry in entries],
+            contents={entry.seq: entry.content_crc32 for entry in entries if entry.content_crc32 is not None},
+            damaged=tuple(entry.seq for entry in entries if not entry.is_intact),
+        )
 
 
 def read_logs(data_dir: Path) -> dict[JournalId, LogOnDisk]:

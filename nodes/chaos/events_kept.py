@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from claudefs_repl.topology import ClusterConfig
-from nodes.runtime import events_path
+from nodes.runtime import SystemClock, events_path
 
 KEPT_MAX = 200_000
 """Events of a run in memory, about 100 MB; later ones are counted only."""
@@ -15,6 +15,9 @@ KEPT_MAX = 200_000
 
 class KeptEvents:
     """Reads what the sites log, without holding a file open: a disk in use could not be unmounted. Owned by the runner.
+
+    A site whose clock is set wrong logs wrong times. Each event's `time_us` is made the machine's, by that of the site's
+    offsets which brings it nearest to when the line was read; what the site wrote stays in its `time`.
 
     Attributes:
         events: all that was read, each site's in its own order.
@@ -24,6 +27,8 @@ class KeptEvents:
     def __init__(self, cluster: ClusterConfig) -> None:
         self._paths = {site.name: events_path(site) for site in cluster.sites}
         self._offsets = dict.fromkeys(self._paths, 0)
+        self._offsets_us: dict[str, set[int]] = {site.name: {0} for site in cluster.sites}
+        self._clock = SystemClock()
         self.events: list[dict[str, Any]] = []
         self.dropped = 0
 
@@ -36,6 +41,10 @@ class KeptEvents:
         self.dropped += max(0, len(new) - room)
         self.events += new[:room]
         return new
+
+    def note_offset(self, name: str, offset_s: float) -> None:
+        """A site's clock is set so far ahead of the machine's from now on."""
+        self._offsets_us[name].add(round(offset_s * 1e6))
 
     def begin_anew(self, name: str) -> None:
         """A site's disk is another one, or as it was some time ago: go on behind what is on it now."""
@@ -54,12 +63,15 @@ class KeptEvents:
         whole = data[: data.rfind(b"\n") + 1]
         self._offsets[name] += len(whole)
         found = []
+        now_us = self._clock.now_us()
         for line in whole.split(b"\n"):
             try:
                 event = json.loads(line)
             except ValueError:
                 continue  # a line that a crash cut
             if isinstance(event, dict) and isinstance(event.get("time_us"), int):
+                times = (event["time_us"] - offset_us for offset_us in self._offsets_us[name])
+                event["time_us"] = min(times, key=lambda time_us: abs(now_us - time_us))
                 found.append(event)
         return found
 

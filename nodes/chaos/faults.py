@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from nodes.chaos.fault_kinds import KINDS, describe
+from nodes.chaos.mesh import Link
 from nodes.chaos.scenario import Fault, Scenario
 from nodes.chaos.stage import Stage
 from nodes.chaos.wire import Effect
@@ -27,11 +28,13 @@ class FaultRun:
     Attributes:
         began_us: when it was there, by the machine's clock; None if the run ended before.
         ended_us: when it was undone or over.
+        flips: by direction, how many bits were flipped meanwhile.
     """
 
     fault: Fault
     began_us: int | None = None
     ended_us: int | None = None
+    flips: dict[Link, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class Breaking:
     async def _run_fault(self, run: FaultRun, started_s: float) -> None:
         fault = run.fault
         await trio.sleep_until(started_s + fault.at_s)
+        wires = {link: self.stage.mesh.wires[link] for link in fault.links if fault.kind == "corrupt"}
+        before = {link: wire.counters.bits_flipped for link, wire in wires.items()}
         async with ACTIONS[fault.kind](self, fault):
             run.began_us = self.clock.now_us()
             self._tell(fault, trio.current_time() - started_s, "")
@@ -61,6 +66,7 @@ class Breaking:
                 with trio.move_on_after(float("inf") if fault.for_s is None else fault.for_s):
                     await self.stage.healed.wait()
         run.ended_us = self.clock.now_us()
+        run.flips = {link: wire.counters.bits_flipped - before[link] for link, wire in wires.items()}
         if KINDS[fault.kind].lasts:
             self._tell(fault, trio.current_time() - started_s, " is over")
 

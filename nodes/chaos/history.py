@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from claudefs_repl.journal import JournalId, Op
+from claudefs_repl.observations import Acknowledged, Attempt, Outcome
 
 ENTRY_OPS: Mapping[str, Op] = {
     "create": Op.CREATE,
@@ -29,57 +29,22 @@ ENTRY_OPS: Mapping[str, Op] = {
 """What an operation of a submit becomes in the journal."""
 
 
-class Outcome(enum.Enum):
-    """How a request ended, as its client knows it."""
-
-    ACKNOWLEDGED = "acknowledged"
-    REFUSED = "refused"
-    UNKNOWN = "unknown"
-    """No answer came: it may or may not have been done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """One entry that a site said is durable.
-
-    Attributes:
-        content_crc32: of the bytes that a write or an extended attribute carries; None of other operations.
-    """
-
-    journal: JournalId
-    shard: int
-    seq: int
-    inode: int
-    op: Op
-    content_crc32: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One request of one client.
-
-    Attributes:
-        began_us: by the machine's clock, as are all times of a run.
-        kind: the operation of the mix that it was.
-        code: why it was refused.
-        entries: what was acknowledged of it; also of one that was refused in its middle.
-    """
-
-    site: str
-    client: int
-    began_us: int
-    ended_us: int
-    kind: str
-    outcome: Outcome
-    code: str | None
-    entries: tuple[Acknowledged, ...]
-
-
 @dataclass(slots=True)
 class History:
-    """All attempts, in the order in which they ended. Appended to by the clients, read when they are done."""
+    """What all clients saw. Appended to by them, read when they are done.
+
+    Attributes:
+        attempts: in the order in which they ended.
+        submitted: by site, the CRC-32 of every content that it was asked to write.
+    """
 
     attempts: list[Attempt] = field(default_factory=list)
+    submitted: dict[str, set[int]] = field(default_factory=dict)
+
+    def note_contents(self, site: str, ops: list[dict[str, Any]]) -> None:
+        """A site is asked to write these contents, whatever will come of it."""
+        contents = (op.get("data", op.get("value")) for op in ops)
+        self.submitted.setdefault(site, set()).update(zlib.crc32(each) for each in contents if each is not None)
 
     def acknowledged(self) -> Iterator[tuple[Attempt, Acknowledged]]:
         """Every entry that some site said is durable."""

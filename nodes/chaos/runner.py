@@ -11,11 +11,13 @@ import trio
 
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import JournalId
+from claudefs_repl.observations import DiskLoss, Leftover, ShardSums
 from nodes.chaos.disk_logs import LogOnDisk, read_logs
 from nodes.chaos.disks import why_not
 from nodes.chaos.fault_kinds import KINDS
 from nodes.chaos.faults import Breaking, FaultRun
 from nodes.chaos.history import History
+from nodes.chaos.leftovers import find_leftovers, read_store_sums
 from nodes.chaos.sampler import Sample, Sampler
 from nodes.chaos.scenario import Scenario
 from nodes.chaos.settle import Settled, heal, settle
@@ -23,7 +25,8 @@ from nodes.chaos.stage import Note, Stage, open_stage
 from nodes.chaos.workload import Workload
 from nodes.client import ClientError, SiteUnreachable
 from nodes.commands.lab import wait_writable
-from nodes.runtime import SystemClock
+from nodes.recovery import STORE_FILE
+from nodes.runtime import SystemClock, socket_candidates
 
 Say = Callable[[str], None]
 HEAL_TIMEOUT_S = 120.0
@@ -47,6 +50,9 @@ class Run:
         events: what the sites logged, in the order of time.
         logs: by site, what its disk holds in the end.
         counters: what the proxies did, by direction.
+        sums: by site, what its store counts.
+        leftovers: what sites left behind that were stopped in order.
+        process_ends: when which site's process was gone, until the end of the run.
     """
 
     scenario: Scenario
@@ -61,6 +67,10 @@ class Run:
     settled: Settled = field(default_factory=Settled)
     logs: dict[str, Mapping[JournalId, LogOnDisk]] = field(default_factory=dict)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    sums: dict[str, dict[JournalId, list[ShardSums]]] = field(default_factory=dict)
+    leftovers: list[Leftover] = field(default_factory=list)
+    process_ends: list[tuple[int, str]] = field(default_factory=list)
+    disk_losses: list[DiskLoss] = field(default_factory=list)
     peak_rss_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -93,20 +103,29 @@ async def run_scenario(scenario: Scenario, directory: Path, say: Say) -> Run:
             await _break(run, stage, workload, say)
             run.settled = await settle(stage, scenario.expect.converged_within_s)
             run.ended_us = SystemClock().now_us()
+            run.process_ends = list(stage.ends)
             watching.cancel_scope.cancel()
         say(_settled_text(run))
         for name in stage.names:
             await stage.stop(name)
-        stage.events.poll()
-        run.history, run.samples, run.notes = workload.history, sampler.samples, stage.notes
-        run.events = stage.events.merged()
-        run.counters = stage.mesh.counters()
-        for site in stage.cluster.sites:
-            run.logs[site.name] = await trio.to_thread.run_sync(read_logs, site.data_dir)
-            run.peak_rss_bytes[site.name] = max(
-                (sample.rss_bytes for sample in run.samples if sample.site == site.name), default=0
-            )
+        await _gather(run, stage, workload, sampler)
     return run
+
+
+async def _gather(run: Run, stage: Stage, workload: Workload, sampler: Sampler) -> None:
+    """What is known when every site has stopped; the disks are still there."""
+    stage.events.poll()
+    run.history, run.samples, run.notes = workload.history, sampler.samples, stage.notes
+    run.events = stage.events.merged()
+    run.counters = stage.mesh.counters()
+    run.disk_losses = stage.disk_losses
+    for site in stage.cluster.sites:
+        run.logs[site.name] = await trio.to_thread.run_sync(read_logs, site.data_dir)
+        if (site.data_dir / STORE_FILE).exists():
+            run.sums[site.name] = await trio.to_thread.run_sync(read_store_sums, site.data_dir)
+        run.leftovers += find_leftovers(site.name, site.data_dir, socket_candidates(site, stage.cluster))
+        memory = (sample.rss_bytes for sample in run.samples if sample.site == site.name)
+        run.peak_rss_bytes[site.name] = max(memory, default=0)
 
 
 async def _begin(stage: Stage, workload: Workload, say: Say) -> None:
@@ -136,9 +155,9 @@ async def _break(run: Run, stage: Stage, workload: Workload, say: Say) -> None:
                 await trio.sleep(0.02)
         nursery.cancel_scope.cancel()
     run.faults = breaking.runs
+    await heal(stage)
     run.faults_over_us = SystemClock().now_us()
     say("every fault is over; the sites get their time to become level")
-    await heal(stage)
 
 
 def _settled_text(run: Run) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 import trio
 
+from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.observations import CursorsSeen
 from claudefs_repl.topology import ClusterConfig
 from nodes.chaos.stage import Stage
 from nodes.client import ClientError, SiteUnreachable, connect_site
 from nodes.runtime import SystemClock
+from nodes.snapshots import cursors_from_json
 
 SAMPLE_S = 0.25
 """Between two looks: a change of modes takes a probe or more, and a look costs each site a millisecond or two."""
@@ -54,7 +57,9 @@ class Sample:
     entries: int = 0
     conflicts: int = 0
     rss_bytes: int = 0
+    open_files: int = 0
     links: Mapping[str, LinkSample] | None = None
+    cursors: CursorsSeen | None = None
 
 
 class Sampler:
@@ -70,24 +75,23 @@ class Sampler:
         self.samples: list[Sample] = []
 
     async def run(self) -> None:
-        """Look at every site again and again, and read what they log."""
-        async with trio.open_nursery() as nursery:
-            for name in self._stage.names:
-                nursery.start_soon(self._watch, name)
-            while True:
-                self._stage.events.poll()
-                self._stage.look_for_ended()
-                await trio.sleep(SAMPLE_S)
+        """Look at one site after the other, again and again, and read what they log.
 
-    async def _watch(self, name: str) -> None:
+        One after the other, so that of two answers that tell cursors the later one is also of the later moment.
+        """
         while True:
             began_s = trio.current_time()
-            self.samples.append(await self._look(name))
+            for name in self._stage.names:
+                self.samples.append(await self._look(name))
+            self._stage.events.poll()
+            self._stage.look_for_ended()
             await trio.sleep_until(began_s + SAMPLE_S)
 
     async def _look(self, name: str) -> Sample:
         if not self._stage.lives(name):
             return Sample(self._clock.now_us(), name, DOWN)
+        if self._stage.states[name].pauses:
+            return Sample(self._clock.now_us(), name, SILENT)  # it cannot answer, and the others need not wait for that
         status = await _status(self._stage.cluster, name)
         now_us = self._clock.now_us()
         if status is None:
@@ -105,6 +109,14 @@ class Sampler:
             entries=status["journal"]["entries"],
             conflicts=status["conflicts"]["open_total"],
             rss_bytes=rss_bytes(status["pid"]),
+            open_files=open_files(status["pid"]),
+            cursors=CursorsSeen(
+                time_us=now_us,
+                site=name,
+                own=JournalId(status["site_id"], Incarnation(int(status["incarnation"], 16))),
+                received=cursors_from_json(status["received"]),
+                applied=cursors_from_json(status["applied"]),
+            ),
             links=links,
         )
 
@@ -127,3 +139,11 @@ def rss_bytes(pid: int) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * 4096
+
+
+def open_files(pid: int) -> int:
+    """How many files, sockets and pipes a process has open, 0 if there is none."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        return 0

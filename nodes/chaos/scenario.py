@@ -225,15 +225,15 @@ def shipped_scenarios() -> dict[str, str]:
     return {name.removesuffix(".toml"): found[name] for name in sorted(found) if name.endswith(".toml")}
 
 
-def find_scenario(name: str) -> Scenario:
-    """A scenario by its name if it comes with the program, else from its file.
+def find_scenario(name: str, *, seed: int | None = None) -> Scenario:
+    """A scenario by its name if it comes with the program, else from its file; its clients may get another seed.
 
     Raises:
         ConfigInvalid: there is none, or it cannot be used; with one line for each problem.
     """
     shipped = shipped_scenarios()
     if name in shipped:
-        return parse_scenario(name, shipped[name], f"scenario {name}")
+        return parse_scenario(name, shipped[name], f"scenario {name}", seed=seed)
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
@@ -244,10 +244,10 @@ def find_scenario(name: str) -> Scenario:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigInvalid([f"{name}: cannot be read: {error}"]) from error
-    return parse_scenario(path.stem, text, name)
+    return parse_scenario(path.stem, text, name, seed=seed)
 
 
-def parse_scenario(name: str, text: str, where: str) -> Scenario:
+def parse_scenario(name: str, text: str, where: str, *, seed: int | None = None) -> Scenario:
     """Read and check a scenario's text.
 
     Raises:
@@ -264,7 +264,7 @@ def parse_scenario(name: str, text: str, where: str) -> Scenario:
         raise ConfigInvalid([f"{where}: {problem}" for problem in problems])
     cluster = _check_cluster(whole["cluster"], problems)
     sites = SITE_NAMES[:3] if cluster is None else cluster.sites
-    workload = _check_workload(whole["workload"], sites, problems)
+    workload = _check_workload({**whole["workload"], **({} if seed is None else {"seed": seed})}, sites, problems)
     expect = _check_expect(whole["expect"], problems)
     rng = random.Random(f"timeline {0 if workload is None else workload.seed}")  # noqa: S311 - a plan, not a secret
     timeline: list[Fault] = []

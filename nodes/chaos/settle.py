@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
+from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.observations import CursorsSeen
 from nodes.chaos.stage import Stage
-from nodes.client import ClientError, SiteUnreachable, connect_site
+from nodes.client import ClientError, SiteClient, SiteUnreachable, connect_site
 from nodes.commands.lab import ask_site
+from nodes.runtime import SystemClock
+from nodes.snapshots import cursors_from_json
 
 POLL_S = 0.2
 REMEDY = "claudefs-repl bootstrap"
@@ -18,6 +22,7 @@ REMEDY = "claudefs-repl bootstrap"
 QUESTION_S = 60.0
 """A digest reads every byte of a small tree."""
 CONFLICTS_PAGE = 500
+LOST_STEP_BYTES = 1 << 18
 LOST_ASKED_MAX = 20
 """Conflicts of which the lost content is fetched at each site: enough to see that it is there."""
 
@@ -32,9 +37,12 @@ class Settled:
         digests: of the trees, by site.
         modes: by site.
         faults: what does not add up in the sites' accounts.
-        dead_letters: by site.
+        statuses: each site's cursors at the end.
+        trees: every path and the digest of what is there, by site.
+        dead_letters: by site, those that are open.
         conflicts: each site's whole list.
-        lost_contents: of some conflicts, whether each site could give the content that lost, by conflict and site.
+        lost_contents: of some conflicts, CRC-32 of the content that lost as each site gave it, by conflict and site.
+        refused_contents: why a site did not give one.
         remedies: what an operator had to do.
     """
 
@@ -43,9 +51,12 @@ class Settled:
     digests: dict[str, str] = field(default_factory=dict)
     modes: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    dead_letters: dict[str, int] = field(default_factory=dict)
+    statuses: dict[str, CursorsSeen] = field(default_factory=dict)
+    trees: dict[str, dict[str, str]] = field(default_factory=dict)
+    dead_letters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     conflicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    lost_contents: dict[str, dict[str, str]] = field(default_factory=dict)
+    lost_contents: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused_contents: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
 
 
@@ -108,24 +119,48 @@ async def _what_is_missing(stage: Stage, settled: Settled) -> str:
 
 
 async def _ask(stage: Stage, name: str, settled: Settled) -> None:
-    """One site's digest and conflicts."""
+    """One site's cursors, tree, conflicts and dead letters."""
     with trio.move_on_after(QUESTION_S):
         try:
             async with connect_site(stage.cluster, name) as client:
+                status = await client.call("status", scope="site")
+                settled.statuses[name] = CursorsSeen(
+                    time_us=SystemClock().now_us(),
+                    site=name,
+                    own=JournalId(status["site_id"], Incarnation(int(status["incarnation"], 16))),
+                    received=cursors_from_json(status["received"]),
+                    applied=cursors_from_json(status["applied"]),
+                )
                 digest = await client.call("digest", scope="site")
                 settled.digests[name] = digest["digest"]
-                settled.dead_letters[name] = digest["dead_letters"]
-                after: bytes | None = None
-                listed: list[dict[str, Any]] = []
-                while True:
-                    page = await client.call("conflicts", after=after, limit=CONFLICTS_PAGE)
-                    listed += page["conflicts"]
-                    after = page["next"]
-                    if after is None:
-                        break
-                settled.conflicts[name] = listed
+                settled.conflicts[name] = await _conflicts(client)
+                settled.trees[name] = await _tree(client)
+                settled.dead_letters[name] = (await client.call("dead_letters"))["letters"]
         except (SiteUnreachable, ClientError) as error:
             settled.missing = settled.missing or f"{name}: {error}"
+
+
+async def _conflicts(client: SiteClient) -> list[dict[str, Any]]:
+    after: bytes | None = None
+    listed: list[dict[str, Any]] = []
+    while True:
+        page = await client.call("conflicts", after=after, limit=CONFLICTS_PAGE)
+        listed += page["conflicts"]
+        after = page["next"]
+        if after is None:
+            return listed
+
+
+async def _tree(client: SiteClient) -> dict[str, str]:
+    after: bytes | None = None
+    tree: dict[str, str] = {}
+    while True:
+        page = await client.call("manifest", after=after)
+        for path, digest in page["entries"]:
+            tree[path.decode(errors="backslashreplace")] = digest.hex()[:16]
+            after = path
+        if not page["more"]:
+            return tree
 
 
 async def _ask_sums(stage: Stage, settled: Settled) -> None:
@@ -152,34 +187,30 @@ async def _ask_lost(stage: Stage, settled: Settled) -> None:
             try:
                 async with connect_site(stage.cluster, name) as client:
                     for conflict in chosen:
-                        settled.lost_contents.setdefault(conflict, {})[name] = await _lost(client, conflict)
+                        await _ask_lost_of(client, conflict, settled)
             except SiteUnreachable as error:
                 settled.missing = settled.missing or f"{name}: {error}"
 
 
-async def _lost(client: Any, conflict: str) -> str:
+async def _ask_lost_of(client: SiteClient, conflict: str, settled: Settled) -> None:
     """The lost content of one conflict as a site gives it, or why it does not."""
     try:
         details = await client.call("conflict", id=conflict)
         lost = details["lost"]
         if lost is None:
-            return f"not kept: {details.get('why_not')}"
-        parts = []
+            settled.refused_contents.append(f"{client.name}: conflict {conflict}: {details.get('why_not')}")
+            return
+        crc32 = 0
         for begin, end in lost["ranges"]:
             at = begin
             while at < end:
-                data: bytes = await client.call(
-                    "lost", id=bytes.fromhex(conflict), offset=at, length=min(end - at, 1 << 18)
-                )
+                length = min(end - at, LOST_STEP_BYTES)
+                data: bytes = await client.call("lost", id=bytes.fromhex(conflict), offset=at, length=length)
                 if not data:
-                    return f"ends at {at}, not at {end}"
-                parts.append(data)
+                    settled.refused_contents.append(f"{client.name}: conflict {conflict} ends at {at}, not at {end}")
+                    return
+                crc32 = zlib.crc32(data, crc32)
                 at += len(data)
-        return f"content {hash_of(parts)}"
+        settled.lost_contents.setdefault(conflict, {})[client.name] = crc32
     except ClientError as error:
-        return f"refused: {error}"
-
-
-def hash_of(parts: list[bytes]) -> str:
-    """A short digest of some bytes."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+        settled.refused_contents.append(f"{client.name}: conflict {conflict}: {error}")

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import trio
 
+from claudefs_repl.journal import JournalId
+from claudefs_repl.observations import DiskLoss
 from claudefs_repl.topology import ClusterConfig
+from nodes.chaos.disk_logs import read_logs
 from nodes.chaos.disks import Disk, PowerDisk, removed_at_end
 from nodes.chaos.events_kept import KeptEvents
 from nodes.chaos.fault_kinds import Needs
@@ -72,6 +75,8 @@ class Stage:
         notes: what was done and found out, in order.
         disks: of the sites that have one of their own.
         events: the sites' logs as they were written, also what was lost with a disk.
+        ends: when a site's process was found to be gone, and whose.
+        disk_losses: what was wiped, with what the others held of it then.
         healed: set when everything has to be undone.
     """
 
@@ -89,6 +94,10 @@ class Stage:
         self.states = {site.name: SiteState(offsets.get(site.name, 0.0)) for site in cluster.sites}
         self.notes: list[Note] = []
         self.events = KeptEvents(cluster)
+        for name, offset_s in offsets.items():
+            self.events.note_offset(name, offset_s)
+        self.ends: list[tuple[int, str]] = []
+        self.disk_losses: list[DiskLoss] = []
         self.healed = trio.Event()
         self._clock = SystemClock()
 
@@ -100,6 +109,9 @@ class Stage:
     def note(self, site: str, text: str, *, is_failure: bool = False) -> None:
         """Write down what was done to a site or found out about it."""
         self.notes.append(Note(self._clock.now_us(), site, text, is_failure))
+
+    def _note_end(self, name: str) -> None:
+        self.ends.append((self._clock.now_us(), name))
 
     def lives(self, name: str) -> bool:
         """Whether a site's process is there."""
@@ -117,6 +129,7 @@ class Stage:
             ended = process.poll() is not None and not state.holds and not state.is_starting
             if ended and state.ended_pid != process.pid:
                 state.ended_pid = process.pid
+                self._note_end(name)
                 self.note(name, f"ended by itself: {describe_end(self.cluster, name, process)}", is_failure=True)
 
     async def start_all(self) -> None:
@@ -132,6 +145,7 @@ class Stage:
         self.states[name].holds += 1
         if self.lives(name):
             pid = await self.launcher.kill(name)
+            self._note_end(name)
             self.note(name, f"kill -9 {pid}")
 
     async def stop(self, name: str) -> None:
@@ -140,6 +154,7 @@ class Stage:
         if self.lives(name):
             began_s = trio.current_time()
             code = await self.launcher.stop(name)
+            self._note_end(name)
             took_s = trio.current_time() - began_s
             # What another fault killed meanwhile did not fail to end in order.
             is_failure = code != 0 and (code != -signal.SIGKILL or took_s >= stop_timeout_s(self.cluster))
@@ -165,6 +180,7 @@ class Stage:
             self.note(name, f"started, and answered after {trio.current_time() - began_s:.2f} s")
             if not self.is_to_run(name):  # a fault came while there was no process yet
                 await self.launcher.kill(name)
+                self._note_end(name)
 
     def pause(self, name: str) -> None:
         """SIGSTOP a site that lives."""
@@ -182,7 +198,12 @@ class Stage:
             self.note(name, "SIGCONT")
 
     def wipe(self, name: str) -> None:
-        """Remove everything of a site's data directory; it must be down."""
+        """Remove everything of a site's data directory; it must be down. What the others hold is read from their disks."""
+        held: dict[JournalId, tuple[int, ...]] = {}
+        for other in self.cluster.sites:
+            for journal, log in read_logs(other.data_dir).items() if other.name != name else ():
+                held[journal] = tuple(map(max, held.get(journal, log.tails), log.tails))
+        self.disk_losses.append(DiskLoss(self._clock.now_us(), name, held))
         data_dir = self.cluster.site(name).data_dir
         for entry in data_dir.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -210,6 +231,7 @@ class Stage:
         for name in names:
             if self.lives(name):
                 await self.launcher.kill(name)
+                self._note_end(name)
             await self.disks[name].unmount()
             await self.disks[name].mount()
             self.events.begin_anew(name)
@@ -218,6 +240,7 @@ class Stage:
         """Set a site's clock wrong, at once if it answers."""
         self.states[name].offset_s = offset_s
         self.write_config(name)
+        self.events.note_offset(name, offset_s)
         answer = await ask_site(self.cluster, name, "reload")
         self.note(name, f"its clock is {offset_s:+g} s off" + ("" if answer is not None else ", after its next start"))
 

@@ -10,8 +10,9 @@ from typing import Any
 import trio
 
 from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.observations import Acknowledged, Attempt, Outcome
 from claudefs_repl.topology import ClusterConfig
-from nodes.chaos.history import Acknowledged, Attempt, History, Outcome, acknowledged_entries
+from nodes.chaos.history import History, acknowledged_entries
 from nodes.chaos.operation_mix import Chooser, Op, Step, plan_ops
 from nodes.chaos.scenario import WorkloadPlan
 from nodes.client import ClientError, SiteClient, SiteUnreachable, connect_site
@@ -146,6 +147,7 @@ class Workload:
         began_us = self._wall_clock.now_us()
         outcome, code = Outcome.UNKNOWN, None
         entries: tuple[Acknowledged, ...] = ()
+        self.history.note_contents(client.name, ops)
         try:
             answer = await client.call("submit", ops=ops)
             entries = acknowledged_entries(journal, ops, answer["results"])

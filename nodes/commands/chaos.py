@@ -1,0 +1,224 @@
+"""`chaos`: break a cluster of real processes by a scenario, and judge what is left of its promises."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from claudefs_repl.error import ConfigInvalid
+from nodes.commands.common import EXIT_NO, EXIT_UNREACHABLE, echo_json, end, examples, json_option, run_async
+
+if TYPE_CHECKING:
+    from nodes.chaos.report import Report
+    from nodes.chaos.scenario import Scenario
+
+MINUTES = 1.0
+"""Of a random timeline: enough for a dozen faults."""
+PAGE_NAME, JSON_NAME, SCENARIO_NAME = "verdict.html", "verdict.json", "scenario.toml"
+
+
+@click.command(
+    epilog=examples(
+        "claudefs-repl chaos --list",
+        "claudefs-repl chaos kill-and-catch-up",
+        "claudefs-repl chaos my-scenario.toml --html verdict.html --keep",
+        "claudefs-repl chaos --random --seed 7 --minutes 2    # a timeline of the seed's",
+    )
+)
+@click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
+@click.option("--list", "is_list", is_flag=True, help="Show the scenarios that come with the program.")
+@click.option("--short", "is_short", is_flag=True, help="Run all that are tagged short.")
+@click.option("--random", "is_random", is_flag=True, help="Draw the cluster, the workload and the faults from a seed.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of --random, or another one for a scenario's clients.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1, max=1440), default=MINUTES, show_default=True, help="Of --random."
+)
+@click.option(
+    "--with",
+    "with_faults",
+    multiple=True,
+    type=click.Choice(["power", "small_disk"]),
+    help="Of --random: loss of power or full disks too, which need root. May be given again.",
+)
+@click.option(
+    "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the verdict as a page here."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write page, JSON and scenario of each run into a directory of its own here.",
+)
+@click.option("--keep", is_flag=True, help="Leave the cluster's directory there.")
+@json_option
+def chaos(
+    names: tuple[str, ...],
+    is_list: bool,
+    is_short: bool,
+    is_random: bool,
+    seed: int | None,
+    minutes: float,
+    with_faults: tuple[str, ...],
+    page: Path | None,
+    output: Path | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Break a cluster of real sites on purpose, and judge its promises.
+
+    A scenario says what the cluster is, what its clients do, which faults come when, and what must hold at the end. Sites
+    run on this machine, in a temporary directory, on free ports, with proxies between them.
+
+    Exit status: 0 every promise held, 1 one was violated or something expected did not come, 2 the scenario cannot be
+    used, 3 it could not run or this machine does not permit it.
+    """
+    from nodes.chaos.fault_kinds import Needs  # noqa: PLC0415
+    from nodes.chaos.nemesis import random_scenario  # noqa: PLC0415 - every other command starts faster without it
+    from nodes.chaos.scenario import find_scenario, shipped_scenarios  # noqa: PLC0415
+
+    if is_list:
+        _list(as_json=as_json)
+        return
+    if is_random and (names or is_short):
+        raise click.UsageError("--random goes with neither a scenario nor --short")
+    if is_random:
+        needs = [need for need in Needs if need.name.lower() in with_faults]
+        scenarios = [random_scenario(1 if seed is None else seed, minutes, needs=needs)]
+    else:
+        chosen = [*names, *(shipped_scenarios() if is_short else ())]
+        scenarios = [find_scenario(name, seed=seed) for name in chosen]
+        scenarios = [one for one in scenarios if one.name in names or not is_short or "short" in one.tags]
+    if not scenarios:
+        raise click.UsageError("name a scenario or a file, or give --short or --random; see --list")
+    if page is not None and len(scenarios) > 1:
+        raise click.UsageError("--html is for one scenario; use --output for several")
+    codes = [_run(one, page, output, keep=keep, as_json=as_json) for one in scenarios]
+    if len(codes) > 1 and not as_json:
+        click.echo(f"\n{codes.count(0)} held, {codes.count(EXIT_NO)} violated, {codes.count(EXIT_UNREACHABLE)} not run")
+    # A violation counts more than what could not run.
+    end(EXIT_NO if EXIT_NO in codes else max(codes))
+
+
+def _list(*, as_json: bool) -> None:
+    from nodes.chaos.scenario import find_scenario, shipped_scenarios  # noqa: PLC0415
+
+    scenarios = [find_scenario(name) for name in shipped_scenarios()]
+    if as_json:
+        echo_json(
+            [
+                {
+                    "name": one.name,
+                    "title": one.title,
+                    "about": one.about,
+                    "tags": list(one.tags),
+                    "seconds": one.end_s,
+                    "needs": [need.value for need in one.needs],
+                }
+                for one in scenarios
+            ]
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("name", "seconds", "shows"):
+        table.add_column(title, justify="right" if title == "seconds" else "left", no_wrap=title == "name")
+    for one in scenarios:
+        needs = "".join(f"\n[yellow]needs {need.value}[/]" for need in one.needs)
+        table.add_row(one.name, f"{one.end_s:.0f}", f"{one.title}{needs}")
+    Console().print(table)
+
+
+def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bool, as_json: bool) -> int:
+    """Run one scenario and tell the verdict; the exit status."""
+    from nodes.chaos.runner import CouldNotRun, why_skipped  # noqa: PLC0415
+    from nodes.chaos.terminal import print_report  # noqa: PLC0415
+
+    say = _say(as_json)
+    say(f"{scenario.name}: {scenario.title}")
+    skipped = run_async(why_skipped, scenario)
+    if skipped:
+        return _tell_not_run(scenario, skipped, "skipped", as_json=as_json)
+    try:
+        report = run_async(_judged_run, scenario, say, keep=keep)
+    except CouldNotRun as error:
+        return _tell_not_run(scenario, [str(error)], "not run", as_json=as_json)
+    if as_json:
+        from nodes.chaos.report import report_json  # noqa: PLC0415
+
+        echo_json(report_json(report))
+    else:
+        print_report(report, Console(highlight=False))
+    _write(report, page, output, say)
+    return 0 if report.held else EXIT_NO
+
+
+def _tell_not_run(scenario: Scenario, reasons: list[str], state: str, *, as_json: bool) -> int:
+    if as_json:
+        echo_json({"scenario": scenario.name, "title": scenario.title, "state": state, "reasons": reasons})
+    for reason in reasons:
+        click.echo(f"claudefs-repl: {scenario.name}: {reason}", err=True)
+    return EXIT_UNREACHABLE
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        click.echo(text, err=as_json)
+
+    return say
+
+
+async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: bool) -> Report:
+    from claudefs_repl.promises import judge  # noqa: PLC0415
+    from nodes.chaos.observing import JUDGED, observe  # noqa: PLC0415
+    from nodes.chaos.report import make_report  # noqa: PLC0415
+    from nodes.chaos.runner import run_scenario  # noqa: PLC0415
+
+    directory = Path(tempfile.mkdtemp(prefix="claudefs-repl-chaos-"))
+    try:
+        run = await run_scenario(scenario, directory, say)
+        verdicts: Any = await trio.to_thread.run_sync(lambda: judge(observe(run), JUDGED))
+        return make_report(run, verdicts)
+    finally:
+        if keep:
+            say(f"kept in {directory}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write(report: Report, page: Path | None, output: Path | None, say: Callable[[str], None]) -> None:
+    """The files that were asked for.
+
+    Raises:
+        ConfigInvalid: one cannot be written.
+    """
+    import json  # noqa: PLC0415
+
+    from nodes.chaos.page import report_page  # noqa: PLC0415
+    from nodes.chaos.report import report_json  # noqa: PLC0415
+
+    scenario = report.run.scenario
+    files: dict[Path, str] = {}
+    if page is not None:
+        files[page] = report_page(report)
+    if output is not None:
+        directory = output / f"{scenario.name}-{scenario.workload.seed}"
+        files[directory / PAGE_NAME] = report_page(report)
+        files[directory / JSON_NAME] = json.dumps(report_json(report), indent=1) + "\n"
+        files[directory / SCENARIO_NAME] = scenario.text
+    for path, text in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigInvalid([f"{path}: cannot be written: {error.strerror}"]) from error
+        say(f"written: {path}")
+
+
+COMMANDS: list[click.Command] = [chaos]
