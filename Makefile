@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
           --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: demo test lint format kill9 converge mutants bench lock clean
+.PHONY: demo test lint format kill9 converge mutants bench chaos lock clean
 
 demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
 	$(BIN)/claudefs-repl demo
@@ -34,6 +34,9 @@ mutants: $(VENV)/.developed ## plants known bugs one by one: the simulation noti
 
 bench: $(VENV)/.installed ## the figures of the README, measured here
 	$(BIN)/claudefs-repl bench
+
+chaos: $(VENV)/.installed ## break real sites on purpose, a dozen short scenarios, and judge the promises (under 5 minutes)
+	$(BIN)/claudefs-repl chaos --short
 
 lock: $(VENV)/.developed ## write the lock files anew from pyproject.toml
 	$(LOCK) --build-deps-for editable -o requirements.txt pyproject.toml

@@ -148,7 +148,7 @@ def _keeps_up(sample: Sample, site: str) -> bool:
 
 def rates(run: Run) -> dict[Outcome, list[tuple[float, float]]]:
     """Requests that ended in each half second, as a rate, by outcome: (seconds since the clients began, per second)."""
-    buckets = int(run.scenario.workload.duration_s / BUCKET_S) + 1
+    buckets = max(1, int(run.scenario.workload.duration_s / BUCKET_S))
     counts = {outcome: [0] * buckets for outcome in Outcome}
     for attempt in run.history.attempts:
         at = int((attempt.ended_us - run.began_us) / 1e6 / BUCKET_S)
