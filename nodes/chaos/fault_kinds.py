@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -198,3 +199,17 @@ def describe(kind: str, options: Mapping[str, Any]) -> str:
         case "wipe":
             return "bootstrapped" if options["bootstrap"] else ""
     return ""
+
+
+def options_text(kind: str) -> str:
+    """The values that a kind of fault takes besides when and where, for help."""
+    fields = KINDS[kind].table.model_fields
+    return "\n".join(
+        f"{name}{'' if field.is_required() else f' = {json.dumps(field.default)}'}: {field.description}"
+        for name, field in fields.items()
+        if name not in OF_EVERY_KIND
+    )
+
+
+OF_EVERY_KIND = {"at_s", "fault", "for_s", "repeat", "every_s", "site", "sites", "link", "groups"}
+"""The keys that say when and where, whatever is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Collection
@@ -27,7 +28,14 @@ def random_scenario(seed: int, minutes: float, *, needs: Collection[Needs] = ())
         minutes: how long its clients work.
         needs: what else than nothing its faults may need of a machine.
     """
-    return parse_scenario(f"random-{seed}", scenario_text(seed, minutes, needs=needs), f"seed {seed}")
+    scenario = parse_scenario(f"random-{seed}", scenario_text(seed, minutes, needs=needs), f"seed {seed}")
+    return dataclasses.replace(scenario, command=command_of(seed, minutes, needs))
+
+
+def command_of(seed: int, minutes: float, needs: Collection[Needs]) -> str:
+    """What draws the same scenario and runs it."""
+    more = "".join(f" --with {need.name.lower()}" for need in Needs if need in needs)
+    return f"claudefs-repl chaos --random --seed {seed} --minutes {minutes:g}{more}"
 
 
 def scenario_text(seed: int, minutes: float, *, needs: Collection[Needs] = ()) -> str:
@@ -39,7 +47,7 @@ def scenario_text(seed: int, minutes: float, *, needs: Collection[Needs] = ()) -
     timeline = _timeline(rng, sites, duration_s, {Needs.NOTHING, *needs})
     lines = [
         f'title = "A random timeline, seed {seed}"',
-        f'about = "Drawn from the seed by: claudefs-repl chaos --random --seed {seed} --minutes {minutes:g}"',
+        f'about = "Drawn from the seed by: {command_of(seed, minutes, needs)}"',
         "",
         "[cluster]",
         f"sites = {count}",

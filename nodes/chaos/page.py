@@ -51,7 +51,8 @@ def report_page(report: Report) -> str:
         _notes(report),
         _network(report),
         _log(report, excerpt),
-        f"<h2>The scenario</h2><pre>{escape(scenario.text)}</pre>",
+        f"<h2>The scenario</h2><p>Run it again with <code>{escape(report.replay)}</code></p>",
+        f"<pre>{escape(scenario.text)}</pre>",
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -121,7 +122,7 @@ def _promises(report: Report) -> str:
         checked = (
             ", ".join(f"{count:,} {what}" for what, count in one.checked.items()) or "nothing happened that it is about"
         )
-        found = "".join(f"<br>{escape(str(finding))}" for finding in one.findings[:FINDINGS_SHOWN_MAX])
+        found = "".join(f"<br>{escape(report.tell(finding))}" for finding in one.findings[:FINDINGS_SHOWN_MAX])
         left = one.found - FINDINGS_SHOWN_MAX
         more = f"<br>and {left:,} more" if left > 0 else ""
         state = f'<span class="state {CSS_OF_RULING[one.ruling]}">{RULINGS[one.ruling]}</span>'

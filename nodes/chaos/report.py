@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,18 @@ class Report:
     def clients_s(self) -> float:
         """How long clients worked, seconds."""
         return self.run.scenario.workload.duration_s
+
+    @property
+    def replay(self) -> str:
+        """The command that runs the same again."""
+        scenario = self.run.scenario
+        if scenario.command:
+            return scenario.command
+        return f"claudefs-repl chaos {scenario.name} --seed {scenario.workload.seed}"
+
+    def tell(self, finding: Finding) -> str:
+        """A finding for people."""
+        return relative_times(str(finding), self.run.began_us)
 
     def seconds(self, time_us: int) -> float:
         """A time of the run as seconds since the clients began."""
@@ -154,7 +167,7 @@ def _seconds(value: float | None) -> str:
 
 def tell_story(run: Run, verdict: Verdict, finding: Finding) -> list[StoryLine]:
     """What was done around a finding, what its sites logged nearest to it, and the finding itself."""
-    lines = [StoryLine(finding.time_us, finding_text(verdict, finding), is_finding=True)]
+    lines = [StoryLine(finding.time_us, relative_times(finding_text(verdict, finding), run.began_us), is_finding=True)]
     sites = _sites_of(run, finding)
     at_us = finding.time_us if finding.time_us is not None else run.faults_over_us
     begin_us, end_us = at_us - STORY_BEFORE_US, at_us + STORY_AFTER_US
@@ -177,6 +190,11 @@ def tell_story(run: Run, verdict: Verdict, finding: Finding) -> list[StoryLine]:
 def finding_text(verdict: Verdict, finding: Finding) -> str:
     """A finding with the promise that it breaks; when it was is told beside it."""
     return f"{verdict.promise}, {verdict.title}: {dataclasses.replace(finding, time_us=None)}"
+
+
+def relative_times(text: str, began_us: int) -> str:
+    """A text whose times are of the machine's clock, in seconds, with those since the clients began instead."""
+    return re.sub(r"\b\d{10}\.\d{6}(?= s)", lambda found: f"{float(found[0]) - began_us / 1e6:.2f}", text)
 
 
 def _sites_of(run: Run, finding: Finding) -> tuple[str, ...]:
@@ -217,6 +235,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "title": run.scenario.title,
         "seed": run.scenario.workload.seed,
         "state": "held" if report.held else "violated",
+        "replay": report.replay,
         "promises": [
             {
                 "promise": one.promise,
@@ -224,7 +243,7 @@ def report_json(report: Report) -> dict[str, Any]:
                 "state": RULINGS[one.ruling],
                 "checked": dict(one.checked),
                 "found": one.found,
-                "findings": [str(finding) for finding in one.findings],
+                "findings": [report.tell(finding) for finding in one.findings],
             }
             for one in report.promises
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from claudefs_repl.error import ConfigInvalid
-from nodes.chaos.fault_kinds import KINDS, SCENARIO_S_MAX, Needs, Target
+from nodes.chaos.fault_kinds import KINDS, OF_EVERY_KIND, SCENARIO_S_MAX, Needs, Target
 from nodes.chaos.mesh import Link
 from nodes.chaos.operation_mix import OPERATIONS
 from nodes.config import SECTIONS, SITE_NAMES, check_sections
@@ -178,6 +179,7 @@ class Scenario:
     Attributes:
         name: of its file, without `.toml`.
         text: the file as it was read, for a copy beside the verdict.
+        command: what runs it again, where it is more than its name and seed.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Scenario:
     expect: Expectation
     timeline: tuple[Fault, ...]
     text: str
+    command: str = ""
 
     @property
     def needs(self) -> list[Needs]:
@@ -244,7 +247,9 @@ def find_scenario(name: str, *, seed: int | None = None) -> Scenario:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigInvalid([f"{name}: cannot be read: {error}"]) from error
-    return parse_scenario(path.stem, text, name, seed=seed)
+    scenario = parse_scenario(path.stem, text, name, seed=seed)
+    command = shlex.join(["claudefs-repl", "chaos", name, "--seed", str(scenario.workload.seed)])
+    return dataclasses.replace(scenario, command=command)
 
 
 def parse_scenario(name: str, text: str, where: str, *, seed: int | None = None) -> Scenario:
@@ -350,9 +355,6 @@ def _check_names(given: Mapping[str, Any], sites: Sequence[str], where: str, pro
     problems += [f"{where}.{name}: no such site; there are: {', '.join(sites)}" for name in given if name not in sites]
 
 
-_OF_EVERY_KIND = {"at_s", "fault", "for_s", "repeat", "every_s", "site", "sites", "link", "groups"}
-
-
 def _check_fault(
     table: dict[str, Any], where: str, sites: Sequence[str], rng: random.Random, problems: list[str]
 ) -> Iterator[Fault]:
@@ -371,7 +373,7 @@ def _check_fault(
     if (values["repeat"] > 1) != (values["every_s"] is not None):
         problems.append(f"{where}: expected repeat and every_s together, or neither")
         return
-    options = {key: value for key, value in values.items() if key not in _OF_EVERY_KIND}
+    options = {key: value for key, value in values.items() if key not in OF_EVERY_KIND}
     for i in range(values["repeat"]):
         found: list[str] = []
         where_to = _targets(values, kind.target, sites, rng, found)

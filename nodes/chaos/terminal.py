@@ -33,6 +33,8 @@ def print_report(report: Report, console: Console) -> None:
     _print_stories(report, console)
     state = "[bold green]every promise held[/]" if report.held else "[bold red]violated[/]"
     console.print(f"\n[bold]{escape(run.scenario.title)}[/]: {state}", highlight=False)
+    if not report.held:
+        console.print(f"run it again with: {escape(report.replay)}", highlight=False)
 
 
 def _promises(report: Report) -> Table:
@@ -43,7 +45,7 @@ def _promises(report: Report) -> Table:
     for one in report.promises:
         checked = ", ".join(f"{count:,} {what}" for what, count in one.checked.items())
         lines = [escape(one.title), f"[dim]{escape(checked or 'nothing happened that it is about')}[/]"]
-        lines += [f"[red]{escape(str(finding))}[/]" for finding in one.findings[:FINDINGS_SHOWN_MAX]]
+        lines += [f"[red]{escape(report.tell(finding))}[/]" for finding in one.findings[:FINDINGS_SHOWN_MAX]]
         if one.found > FINDINGS_SHOWN_MAX:
             lines.append(f"[red]and {one.found - FINDINGS_SHOWN_MAX:,} more[/]")
         table.add_row(one.promise, f"[{STYLES[one.ruling]}]{RULINGS[one.ruling]}[/]", "\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from claudefs_repl.error import ConfigInvalid
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MINUTES = 1.0
 """Of a random timeline: enough for a dozen faults."""
+CODES = {"held": 0, "violated": EXIT_NO, "skipped": EXIT_UNREACHABLE, "not run": EXIT_UNREACHABLE}
+"""What may become of a scenario, and the exit status that it means."""
 PAGE_NAME, JSON_NAME, SCENARIO_NAME = "verdict.html", "verdict.json", "scenario.toml"
 
 
@@ -29,12 +33,17 @@ PAGE_NAME, JSON_NAME, SCENARIO_NAME = "verdict.html", "verdict.json", "scenario.
     epilog=examples(
         "claudefs-repl chaos --list",
         "claudefs-repl chaos kill-and-catch-up",
+        "claudefs-repl chaos split-brain --show > my-scenario.toml    # begin one's own",
         "claudefs-repl chaos my-scenario.toml --html verdict.html --keep",
         "claudefs-repl chaos --random --seed 7 --minutes 2    # a timeline of the seed's",
     )
 )
 @click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
 @click.option("--list", "is_list", is_flag=True, help="Show the scenarios that come with the program.")
+@click.option("--faults", "is_faults", is_flag=True, help="Show the faults that a scenario may have, and their values.")
+@click.option(
+    "--show", "is_show", is_flag=True, help="Print the scenario's file, to begin one's own with, and run nothing."
+)
 @click.option("--short", "is_short", is_flag=True, help="Run all that are tagged short.")
 @click.option("--random", "is_random", is_flag=True, help="Draw the cluster, the workload and the faults from a seed.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of --random, or another one for a scenario's clients.")
@@ -62,6 +71,8 @@ PAGE_NAME, JSON_NAME, SCENARIO_NAME = "verdict.html", "verdict.json", "scenario.
 def chaos(
     names: tuple[str, ...],
     is_list: bool,
+    is_faults: bool,
+    is_show: bool,
     is_short: bool,
     is_random: bool,
     seed: int | None,
@@ -87,6 +98,9 @@ def chaos(
     if is_list:
         _list(as_json=as_json)
         return
+    if is_faults:
+        _list_faults(as_json=as_json)
+        return
     if is_random and (names or is_short):
         raise click.UsageError("--random goes with neither a scenario nor --short")
     if is_random:
@@ -98,13 +112,19 @@ def chaos(
         scenarios = [one for one in scenarios if one.name in names or not is_short or "short" in one.tags]
     if not scenarios:
         raise click.UsageError("name a scenario or a file, or give --short or --random; see --list")
+    if is_show:
+        for one in scenarios:
+            click.echo(one.text)
+        return
     if page is not None and len(scenarios) > 1:
         raise click.UsageError("--html is for one scenario; use --output for several")
-    codes = [_run(one, page, output, keep=keep, as_json=as_json) for one in scenarios]
-    if len(codes) > 1 and not as_json:
-        click.echo(f"\n{codes.count(0)} held, {codes.count(EXIT_NO)} violated, {codes.count(EXIT_UNREACHABLE)} not run")
-    # A violation counts more than what could not run.
-    end(EXIT_NO if EXIT_NO in codes else max(codes))
+    states = [_run(one, page, output, keep=keep, as_json=as_json) for one in scenarios]
+    if len(states) > 1 and not as_json:
+        told = ", ".join(f"{states.count(state)} {state}" for state in CODES if state in states)
+        click.echo(f"\n{told}")
+    # A violation counts more than what could not run. Who asks for whatever is short gets what the machine permits.
+    counted = [state for state in states if state != "skipped" or not is_short] or states
+    end(EXIT_NO if "violated" in states else max(CODES[state] for state in counted))
 
 
 def _list(*, as_json: bool) -> None:
@@ -135,8 +155,38 @@ def _list(*, as_json: bool) -> None:
     Console().print(table)
 
 
-def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bool, as_json: bool) -> int:
-    """Run one scenario and tell the verdict; the exit status."""
+def _list_faults(*, as_json: bool) -> None:
+    from nodes.chaos.fault_kinds import KINDS, Target, options_text  # noqa: PLC0415
+
+    targets = {Target.SITES: "site or sites", Target.LINKS: "link or site", Target.CLUSTER: ""}
+    if as_json:
+        echo_json(
+            [
+                {
+                    "fault": name,
+                    "where": targets[kind.target],
+                    "lasts": kind.lasts,
+                    "meaning": kind.meaning,
+                    "needs": kind.needs.value,
+                    "options": options_text(name).splitlines(),
+                }
+                for name, kind in KINDS.items()
+            ]
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("fault", "done to", "for_s", "means, and takes"):
+        table.add_column(title, no_wrap=title in ("fault", "done to"))
+    for name, kind in KINDS.items():
+        needs = f"\n[yellow]needs {kind.needs.value}[/]" if kind.needs.value else ""
+        options = escape(options_text(name))
+        more = f"\n[dim]{options}[/]" if options else ""
+        table.add_row(name, targets[kind.target], "yes" if kind.lasts else "", f"{kind.meaning}{more}{needs}")
+    Console().print(table)
+
+
+def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bool, as_json: bool) -> str:
+    """Run one scenario and tell the verdict; what became of it."""
     from nodes.chaos.runner import CouldNotRun, why_skipped  # noqa: PLC0415
     from nodes.chaos.terminal import print_report  # noqa: PLC0415
 
@@ -156,15 +206,15 @@ def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bo
     else:
         print_report(report, Console(highlight=False))
     _write(report, page, output, say)
-    return 0 if report.held else EXIT_NO
+    return "held" if report.held else "violated"
 
 
-def _tell_not_run(scenario: Scenario, reasons: list[str], state: str, *, as_json: bool) -> int:
+def _tell_not_run(scenario: Scenario, reasons: list[str], state: str, *, as_json: bool) -> str:
     if as_json:
         echo_json({"scenario": scenario.name, "title": scenario.title, "state": state, "reasons": reasons})
     for reason in reasons:
         click.echo(f"claudefs-repl: {scenario.name}: {reason}", err=True)
-    return EXIT_UNREACHABLE
+    return state
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
@@ -182,7 +232,10 @@ async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: b
 
     directory = Path(tempfile.mkdtemp(prefix="claudefs-repl-chaos-"))
     try:
-        run = await run_scenario(scenario, directory, say)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_interrupt_when_terminated)
+            run = await run_scenario(scenario, directory, say)
+            nursery.cancel_scope.cancel()
         verdicts: Any = await trio.to_thread.run_sync(lambda: judge(observe(run), JUDGED))
         return make_report(run, verdicts)
     finally:
@@ -190,6 +243,13 @@ async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: b
             say(f"kept in {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _interrupt_when_terminated() -> None:
+    """SIGTERM is taken as Ctrl-C is: sites are stopped and disks unmounted before the end."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
 
 
 def _write(report: Report, page: Path | None, output: Path | None, say: Callable[[str], None]) -> None:

@@ -171,7 +171,8 @@ def test_a_seed_gives_one_timeline_as_a_file_that_can_be_read(seed):
     assert text == scenario_text(seed, 0.5)
     scenario = random_scenario(seed, 0.5)
     assert scenario.text == text
-    assert parse_scenario(scenario.name, text, "x") == scenario
+    assert parse_scenario(scenario.name, text, "x").timeline == scenario.timeline
+    assert scenario.command == f"claudefs-repl chaos --random --seed {seed} --minutes 0.5"
     assert all(not scenario.sites_needing(need) for need in scenario.needs)
     assert text != scenario_text(seed + 1, 0.5)
 

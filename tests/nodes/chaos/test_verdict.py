@@ -403,6 +403,22 @@ def test_what_a_machine_does_not_permit_is_told_as_not_run(monkeypatch):
     assert told["reasons"][0].startswith("not run: power_loss needs root")
 
 
+def test_what_is_skipped_does_not_spoil_all_short_ones(monkeypatch):
+    """`--short` runs what the machine permits, and says how many it does not."""
+
+    async def no(need):
+        return "this is not root"
+
+    async def stand_in(scenario, directory: Path, say):
+        return dataclasses.replace(made_run(), scenario=dataclasses.replace(made_run().scenario, name=scenario.name))
+
+    monkeypatch.setattr("nodes.chaos.runner.why_not", no)
+    monkeypatch.setattr("nodes.chaos.runner.run_scenario", stand_in)
+    done = run_command("--short")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^\d+ held, 2 skipped$", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_a_scenario_that_cannot_be_used_ends_with_status_2(tmp_path):
     """Each mistake is on a line of its own."""
     file = tmp_path / "bad.toml"
