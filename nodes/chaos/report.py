@@ -135,6 +135,14 @@ def expectations(run: Run, promises: Iterable[Verdict]) -> list[ExpectationResul
             f"{len(begun)} of {len(run.scenario.timeline)}",
         )
     )
+    damage = [f"{site}: {what}" for site, logs in run.logs.items() for log in logs.values() for what in log.damage]
+    faults, lost = run.settled.faults, run.settled.refused_contents
+    for what, wrong in (
+        ("what the sites count by themselves adds up (verify)", faults),
+        ("what lost in a conflict of content can be fetched at every site", lost),
+        ("every log on a disk is whole", damage),
+    ):
+        found.append(ExpectationResult(what, not wrong, "; ".join(wrong[:5]) or "yes"))
     logged = Counter(event["event"] for event in run.events)
     found += [
         ExpectationResult(f"some site logs {name}", logged[name] > 0, f"{logged[name]} times") for name in expect.events

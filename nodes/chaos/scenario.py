@@ -1,4 +1,21 @@
-"""Scenario files: a cluster, a workload, a timeline of faults and what must hold at the end; all errors told at once."""
+"""Scenario files: a cluster, a workload, a timeline of faults and what must hold at the end; all errors told at once.
+
+A file is TOML. `title` is needed, everything else has a default:
+
+| table           | what it says                                                                                  |
+|-----------------|-----------------------------------------------------------------------------------------------|
+| top             | `title`, `about`, `tags` (`short`: run by `make chaos`)                                       |
+| `[cluster]`     | `sites`, `shards`, `settings` (sections of cluster.toml), `clock_offset_s`, `disk_mib`        |
+| `[workload]`    | `duration_s`, `seed`, `clients`, `clients_at`, `ops_per_s`, `mix`, `shared`, `shared_names`,  |
+|                 | `write_bytes_max`                                                                             |
+| `[[timeline]]`  | `at_s`, `fault`, `for_s`, `repeat` and `every_s`, where (`site`, `sites`, `link` or `groups`),|
+|                 | and the fault's own values: `claudefs-repl chaos --faults`                                    |
+| `[expect]`      | `converged_within_s`, `acknowledged_min`, `conflicts`, `events`, `exercised`,                 |
+|                 | `offline_within_s`                                                                            |
+
+Sites are named as `init` names them: alpha, beta, gamma, ... A link is one direction of the network, `alpha -> beta`, or
+both, `alpha <-> beta`; `*` is every other site. A fault without `for_s` lasts until the clients have stopped.
+"""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from nodes.chaos.runner import Run, run_scenario
 from nodes.chaos.sampler import LinkSample, Sample
 from nodes.chaos.scenario import parse_scenario
 from nodes.chaos.settle import Settled
+from nodes.chaos.stage import Note
 from nodes.chaos.terminal import print_report
 
 BEGAN_US = 1_700_000_000_000_000
@@ -258,6 +259,26 @@ def test_what_is_wrong_is_found_and_its_story_is_told(break_it, promises):
     for number in promises:
         finding = next(one for one in report.promises if one.promise == number).findings[0]
         assert finding.what in page.text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda run: run.settled.faults.append("beta: seq 9 is missing"), "seq 9 is missing"),
+        (lambda run: run.settled.refused_contents.append("beta: conflict 3f: given up"), "conflict 3f"),
+        (lambda run: run.notes.append(Note(BEGAN_US, "beta", "ended by itself", is_failure=True)), "ended by itself"),
+        (lambda run: setattr(run.faults[0], "ended_us", None), "every fault of the timeline"),
+        (lambda run: run.history.attempts.clear(), "at least 1 acknowledged"),
+    ],
+)
+def test_what_is_expected_besides_the_promises_is_told_when_it_does_not_come(break_it, told):
+    """Sums that do not add up, content that is gone, a site that ended by itself, a fault that was not there."""
+    run = made_run()
+    break_it(run)
+    report = report_on(run)
+    assert not report.held
+    assert told in Page(report_page(report)).text
+    assert any(told in f"{one.what} {one.detail}" and not one.held for one in report.expectations)
 
 
 def test_the_story_of_a_lost_write_has_the_fault_the_log_and_the_loss():
