@@ -21,6 +21,7 @@ class SiteConfig:
     Attributes:
         identity: how it shows the ids that other sites wrote; those of an origin that is not named show as they are.
         clock_offset_s: how far its wall clock is set ahead of the machine's, seconds; for experiments.
+        disk_quota_bytes: beyond it the site finds no room for new files, as on a full disk; 0 for no limit; for experiments.
     """
 
     name: str
@@ -30,6 +31,7 @@ class SiteConfig:
     data_dir: Path
     identity: tuple[OriginIdentity, ...] = ()
     clock_offset_s: float = 0.0
+    disk_quota_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Limiters:
 def _needing_restart(cluster: ClusterConfig, section: str) -> Any:
     """What of a section is read only at the start."""
     if section == "sites":
-        return tuple(replace(site, identity=(), clock_offset_s=0.0) for site in cluster.sites)
+        return tuple(replace(site, identity=(), clock_offset_s=0.0, disk_quota_bytes=0) for site in cluster.sites)
     return getattr(cluster, section)
 
 
@@ -96,6 +96,7 @@ class Admin:
         self._gate = gate
         self._wall_clock = wall_clock
         self._clock_offset_s = site.clock_offset_s
+        self._disk_quota_bytes = site.disk_quota_bytes
         self._logger = logger
 
     def handlers(self) -> dict[str, Handler]:
@@ -125,6 +126,10 @@ class Admin:
             self._wall_clock.shift(site.clock_offset_s)
             self._clock_offset_s = site.clock_offset_s
             changed.append(f"clock_offset_s ({site.clock_offset_s:g} s)")
+        if site.disk_quota_bytes != self._disk_quota_bytes:
+            self._storage.set_quota(site.disk_quota_bytes)
+            self._disk_quota_bytes = site.disk_quota_bytes
+            changed.append(f"disk_quota_bytes ({site.disk_quota_bytes:,} bytes)")
         restart_needed = [
             field.name
             for field in fields(ClusterConfig)

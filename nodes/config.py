@@ -144,6 +144,9 @@ class _SiteTable(Table):
             description=f"a number of seconds from -{CLOCK_OFFSET_MAX_S:.0f} to {CLOCK_OFFSET_MAX_S:.0f}",
         ),
     ] = 0.0
+    disk_quota_bytes: Annotated[
+        int, Field(ge=0, le=_TIB, description=f"a whole number of bytes from 0, which is no limit, to {_TIB}")
+    ] = 0
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -243,7 +246,8 @@ def _check_sites(raw: object, base: Path, problems: list[str]) -> list[SiteConfi
         if values is not None:
             data_dir = base / (values["data_dir"] or f"data/{name}")
             place = SiteConfig(name, SiteId(values["id"]), values["address"], values["port"], data_dir)
-            sites.append(dataclasses.replace(place, clock_offset_s=values["clock_offset_s"]))
+            experiments = {key: values[key] for key in ("clock_offset_s", "disk_quota_bytes")}
+            sites.append(dataclasses.replace(place, **experiments))
             identities[name] = values["identity"]
     _find_twins(raw, base, problems)
     ids: dict[str, SiteId | None] = {**dict.fromkeys(raw), **{site.name: site.site_id for site in sites}}
@@ -357,6 +361,7 @@ def cluster_text(
         "# One section for each site. Where sites run on machines of their own, `address` is the machine's;",
         "# on one machine each has a loopback address of its own, which tells peers apart before they prove a key.",
         "# For experiments `clock_offset_s = 3600` sets a site's clock an hour ahead of the machine's; it follows a reload.",
+        "# Likewise `disk_quota_bytes = 100000000` lets a site find no room for new files beyond that, as on a full disk.",
     ]
     for name, site_id, address, port in sites:
         lines += [

@@ -35,7 +35,7 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
     """
     site = cluster.site(site_name)
     keys = load_keys(cluster.key_file(site), site)
-    storage = DiskStorage(site.data_dir)
+    storage = DiskStorage(site.data_dir, quota_bytes=site.disk_quota_bytes)
     wall_clock = ShiftedClock(SystemClock(), offset_s=site.clock_offset_s)
     around = Surroundings(
         storage=storage,
@@ -80,7 +80,7 @@ async def rebuild_site(cluster: ClusterConfig, site_name: str) -> int:
         WorldError: the logs do not reach back to a snapshot, or are damaged.
     """
     site = cluster.site(site_name)
-    storage = DiskStorage(site.data_dir)
+    storage = DiskStorage(site.data_dir, quota_bytes=site.disk_quota_bytes)
     if not site.data_dir.is_dir():
         raise ConfigInvalid([f"{site.data_dir}: site {site_name} has no data there, so there is nothing to rebuild"])
     await storage.lock(LOCK_NAME)

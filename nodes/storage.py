@@ -29,6 +29,8 @@ _INLINE_BYTES_MAX = 64 * 1024
 """Up to this a copy out of the page cache takes less time than a thread hop."""
 _READ_CACHED_ONLY = getattr(os, "RWF_NOWAIT", 0)
 
+_STAT_BLOCK_BYTES = 512
+"""The unit of `st_blocks`, whatever the file system's blocks are."""
 _COPY_BYTES = 1 << 20
 """A copy reads and writes so much at a time."""
 
@@ -36,9 +38,15 @@ _COPY_BYTES = 1 << 20
 class DiskStorage:
     """A site's disk: the files beneath one directory."""
 
-    def __init__(self, root: Path) -> None:
-        """Nothing is touched yet; `make_dir` and `lock` make the directory if there is none."""
+    def __init__(self, root: Path, *, quota_bytes: int = 0) -> None:
+        """Nothing is touched yet; `make_dir` and `lock` make the directory if there is none.
+
+        Args:
+            root: the directory.
+            quota_bytes: as `set_quota`.
+        """
         self._root = root
+        self._quota_bytes = quota_bytes
         self._lock_fd: int | None = None
 
     async def lock(self, path: str) -> None:
@@ -55,13 +63,20 @@ class DiskStorage:
             os.close(self._lock_fd)
             self._lock_fd = None
 
+    def set_quota(self, quota_bytes: int) -> None:
+        """From now on there is no room for new files beyond so many bytes in all; 0 for no limit. For experiments.
+
+        Everything beneath the root counts. What is written into a file that is allocated already needs no room.
+        """
+        self._quota_bytes = quota_bytes
+
     async def create(self, path: str, size: int) -> DiskFile:
         """A new file of `size` zero bytes, all of them allocated. The directory entry is not synced yet.
 
         Raises:
             DiskFull: there is no room; nothing is left behind.
         """
-        return DiskFile(path, await trio.to_thread.run_sync(_create, self._path(path), size))
+        return DiskFile(path, await trio.to_thread.run_sync(self._create, self._path(path), size))
 
     async def open(self, path: str) -> DiskFile:
         """An existing file, for reading and writing."""
@@ -81,7 +96,7 @@ class DiskStorage:
         Raises:
             DiskFull: there is no room; the old content stands.
         """
-        await trio.to_thread.run_sync(_replace, self._path(path), content)
+        await trio.to_thread.run_sync(self._replace, self._path(path), content)
 
     async def names(self, path: str) -> list[str]:
         """Names in a directory, sorted; empty if there is no such directory."""
@@ -108,7 +123,7 @@ class DiskStorage:
 
     async def copy(self, source: str, target: str) -> None:
         """Copy a file within the data directory, in bounded memory; the copy is synced."""
-        await trio.to_thread.run_sync(_copy, self._path(source), self._path(target))
+        await trio.to_thread.run_sync(self._copy, self._path(source), self._path(target))
 
     async def sync_dir(self, path: str) -> None:
         """Return only when the directory's entries are on disk."""
@@ -118,6 +133,22 @@ class DiskStorage:
         assert not path.startswith("/"), f"{path} is not relative"
         assert ".." not in path.split("/"), f"{path} leaves the data directory"
         return self._root / path
+
+    def _create(self, path: Path, size: int) -> int:
+        self._check_quota(path, size)
+        return _create(path, size)
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        self._check_quota(path, len(content))
+        _replace(path, content)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        self._check_quota(target, source.stat().st_size)
+        _copy(source, target)
+
+    def _check_quota(self, path: Path, size: int) -> None:
+        if self._quota_bytes and size and _used_bytes(self._root) + size > self._quota_bytes:
+            raise DiskFull(f"{path}: the disk_quota_bytes of this site, {self._quota_bytes:,}, are used up")
 
     def _lock(self, path: Path) -> None:
         assert self._lock_fd is None
@@ -195,6 +226,16 @@ class DiskFile:
             fd, self._fd = self._fd, -1
             os.close(fd)
         await trio.lowlevel.checkpoint()
+
+
+def _used_bytes(root: Path) -> int:
+    """What the files beneath a directory take on the disk; those that go meanwhile count as gone."""
+    used = 0
+    for directory, _, names in os.walk(root):
+        for name in names:
+            with suppress(FileNotFoundError):
+                used += os.lstat(os.path.join(directory, name)).st_blocks * _STAT_BLOCK_BYTES
+    return used
 
 
 def _create(path: Path, size: int) -> int:

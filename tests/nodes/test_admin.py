@@ -149,6 +149,19 @@ async def test_what_a_site_does_with_conflicts_is_taken_at_once(alpha):
     assert (await alpha.reload({}))["changed"] == ["conflicts"]
 
 
+async def test_a_reload_sets_this_sites_disk_quota(alpha):
+    """There is no room for new files from then on, and there is again without it; no restart is needed."""
+    text = alpha.path.read_text()
+    alpha.path.write_text(text.replace("[sites.alpha]\n", "[sites.alpha]\ndisk_quota_bytes = 1\n"))
+    answer = await alpha.reload({})
+    assert (answer["changed"], answer["restart_needed"]) == (["disk_quota_bytes (1 bytes)"], [])
+    with pytest.raises(DiskFull):
+        await alpha.storage.replace_file("new", b"two bytes and more")
+    alpha.path.write_text(text)
+    assert (await alpha.reload({}))["changed"] == ["disk_quota_bytes (0 bytes)"]
+    await alpha.storage.replace_file("new", b"two bytes and more")
+
+
 async def test_a_reload_sets_this_sites_clock_and_no_other(alpha):
     """A clock offset holds at once, is told once, and needs no restart, whosever it is."""
     text = alpha.path.read_text()

@@ -107,6 +107,16 @@ def test_a_site_s_clock_can_be_set_wrong(tmp_path: Path, offset_s: str) -> None:
     assert (alpha.clock_offset_s, beta.clock_offset_s) == (0.0, float(offset_s))
 
 
+@pytest.mark.parametrize("quota", ["0", "100000000"])
+def test_a_site_s_disk_can_be_given_a_quota(tmp_path: Path, quota: str) -> None:
+    """For experiments; without one, or with 0, there is no limit."""
+    text = GOOD.replace("[sites.beta]\n", f"[sites.beta]\ndisk_quota_bytes = {quota}\n")
+    alpha, beta = load_cluster(write(tmp_path, text)).sites
+    assert (alpha.disk_quota_bytes, beta.disk_quota_bytes) == (0, int(quota))
+    (problem,) = problems_of(tmp_path, text.replace(f"quota_bytes = {quota}", "quota_bytes = -1"))
+    assert problem.startswith("sites.beta.disk_quota_bytes: expected a whole number of bytes from 0")
+
+
 @pytest.mark.parametrize("offset_s", ["2592001", "-1e9", "nan", "inf", "true", '"1"'])
 def test_a_clock_offset_that_is_no_time_is_told(tmp_path: Path, offset_s: str) -> None:
     """An offset is a finite number of seconds within a month."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,28 @@ async def test_the_lock_survives_a_longer_pid(storage, tmp_path):
     await storage.lock("lock")
     assert (tmp_path / "data/lock").read_text() == f"{os.getpid()}\n"
     storage.close()
+
+
+async def test_a_quota_leaves_no_room_for_new_files_and_lets_old_ones_be_written(tmp_path):
+    """As on a full disk: what is new is refused with nothing left behind, until the quota goes or something is removed."""
+    storage = DiskStorage(tmp_path / "data", quota_bytes=100_000)
+    await storage.make_dir("logs")
+    file = await storage.create("logs/one", 64 * 1024)
+    for refused in (
+        partial(storage.create, "logs/two", 64 * 1024),
+        partial(storage.replace_file, "small", bytes(64 * 1024)),
+        partial(storage.copy, "logs/one", "copy"),
+    ):
+        with pytest.raises(DiskFull) as full:
+            await refused()
+        assert "disk_quota_bytes" in str(full.value)
+    assert await storage.names("logs") == ["one"]
+    assert await storage.names(".") == ["logs"]
+    await file.write(0, [b"x" * 64 * 1024], sync=True)
+    await file.close()
+
+    storage.set_quota(0)
+    await storage.replace_file("small", bytes(64 * 1024))
+    storage.set_quota(100_000)
+    await storage.remove("small")
+    await (await storage.create("logs/two", 16 * 1024)).close()
