@@ -44,14 +44,14 @@ class SiteState:
         pauses: faults that keep it paused.
         offset_s: how far its clock is set ahead.
         is_starting: between the start of its process and its first answer.
-        ended_pid: of the latest process that ended by itself.
+        ended_pids: of its processes that were ended, or that are known to have ended by themselves.
     """
 
     offset_s: float
     holds: int = 0
     pauses: int = 0
     is_starting: bool = False
-    ended_pid: int = 0
+    ended_pids: set[int] = field(default_factory=set)
     starting: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -110,7 +110,12 @@ class Stage:
         """Write down what was done to a site or found out about it."""
         self.notes.append(Note(self._clock.now_us(), site, text, is_failure))
 
+    def _expect_end(self, name: str) -> None:
+        """Its process is about to be ended; whoever looks meanwhile knows."""
+        self.states[name].ended_pids.add(self.launcher.pid(name))
+
     def _note_end(self, name: str) -> None:
+        self.states[name].ended_pids.add(self.launcher.pid(name))
         self.ends.append((self._clock.now_us(), name))
 
     def lives(self, name: str) -> bool:
@@ -126,9 +131,8 @@ class Stage:
         """Write down each site that ended although nothing ended it, once."""
         for name, process in self.launcher.processes.items():
             state = self.states[name]
-            ended = process.poll() is not None and not state.holds and not state.is_starting
-            if ended and state.ended_pid != process.pid:
-                state.ended_pid = process.pid
+            is_ended = process.poll() is not None and not state.is_starting
+            if is_ended and process.pid not in state.ended_pids:
                 self._note_end(name)
                 self.note(name, f"ended by itself: {describe_end(self.cluster, name, process)}", is_failure=True)
 
@@ -144,6 +148,7 @@ class Stage:
         """SIGKILL a site that lives, and keep it down until `bring_up`."""
         self.states[name].holds += 1
         if self.lives(name):
+            self._expect_end(name)
             pid = await self.launcher.kill(name)
             self._note_end(name)
             self.note(name, f"kill -9 {pid}")
@@ -153,6 +158,7 @@ class Stage:
         self.states[name].holds += 1
         if self.lives(name):
             began_s = trio.current_time()
+            self._expect_end(name)
             code = await self.launcher.stop(name)
             self._note_end(name)
             took_s = trio.current_time() - began_s
@@ -179,6 +185,7 @@ class Stage:
                 state.is_starting = False
             self.note(name, f"started, and answered after {trio.current_time() - began_s:.2f} s")
             if not self.is_to_run(name):  # a fault came while there was no process yet
+                self._expect_end(name)
                 await self.launcher.kill(name)
                 self._note_end(name)
 
@@ -230,6 +237,7 @@ class Stage:
             self.note(name, "its disk lost power")
         for name in names:
             if self.lives(name):
+                self._expect_end(name)
                 await self.launcher.kill(name)
                 self._note_end(name)
             await self.disks[name].unmount()
