@@ -6,11 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
           --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-<<<<<<< HEAD
-.PHONY: demo test lint format kill9 converge mutants bench chaos lock clean
-=======
-.PHONY: demo test lint format kill9 converge fuzz bench lock clean
->>>>>>> 3f6ff7c (Every decoder is fuzzed, guided by coverage, from a seed)
+.PHONY: demo test lint format kill9 converge mutants fuzz chaos bench lock clean
 
 demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
 	$(BIN)/claudefs-repl demo
@@ -33,14 +29,12 @@ kill9: $(VENV)/.developed ## 50 times kill -9 in the middle of a put: nothing ac
 converge: $(VENV)/.developed ## a million random operations at two to four sites, against the model (half an hour)
 	CLAUDEFS_REPL_OPERATIONS=1000000 $(BIN)/python -m pytest -q -n 2 tests/nodes/store/test_converge.py
 
-<<<<<<< HEAD
 mutants: $(VENV)/.developed ## plants known bugs one by one: the simulation notices each (SEEDS=n: the most seeds for one)
 	$(BIN)/python -m tests.simulation.mutants.run $(if $(SEEDS),--seeds $(SEEDS))
-=======
+
 fuzz: $(VENV)/.developed ## every decoder against mutated inputs (MINUTES=5 or RUNS=n for each, SEED=n, TARGET=name; REPLAY=file)
 	$(BIN)/python -m tests.fuzz $(if $(RUNS),--runs $(RUNS),--minutes $(or $(MINUTES),5)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(TARGET),--target $(TARGET)) $(if $(REPLAY),--replay $(REPLAY))
->>>>>>> 3f6ff7c (Every decoder is fuzzed, guided by coverage, from a seed)
 
 bench: $(VENV)/.installed ## the figures of the README, measured here
 	$(BIN)/claudefs-repl bench

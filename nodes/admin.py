@@ -23,7 +23,7 @@ from nodes.key_files import load_keys
 from nodes.link import LINK_ERRORS
 from nodes.queries import Handler
 from nodes.runtime import ShiftedClock
-from nodes.seams import Storage
+from nodes.seams import LimitedStorage, Storage
 from nodes.shown_ids import ShownIds
 from nodes.small_json import parse_json
 from nodes.write_gate import WriteGate
@@ -74,7 +74,7 @@ class Admin:
         *,
         cluster: ClusterConfig,
         site: SiteConfig,
-        storage: Storage,
+        storage: LimitedStorage,
         dialing: Dialing,
         limiters: Limiters,
         shown_ids: ShownIds,

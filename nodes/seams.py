@@ -98,9 +98,6 @@ class Storage(Protocol):
     async def sync_dir(self, path: str) -> None:
         """Return only when the directory's entries are on disk."""
 
-    def set_quota(self, quota_bytes: int) -> None:
-        """From now on there is no room for new files beyond so many bytes in all; 0 for no limit."""
-
 
 class StoreRunner(Protocol):
     """What runs SQLite's calls, which may wait for the disk, and keeps its files in the site's data directory."""
@@ -116,3 +113,10 @@ class StoreRunner(Protocol):
 
     async def close(self, path: Path, function: Callable[[], T]) -> T:
         """Run the call that closes the database at a path."""
+
+
+class LimitedStorage(Storage, Protocol):
+    """A disk that can be made to look full, for experiments."""
+
+    def set_quota(self, quota_bytes: int) -> None:
+        """From now on there is no room for new files beyond so many bytes in all; 0 for no limit."""

@@ -11,7 +11,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from nodes.runtime import ShiftedClock
-from nodes.seams import Entropy, Storage, StoreRunner
+from nodes.seams import Entropy, LimitedStorage, StoreRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Surroundings:
         make_logger: of the site's events. Called once the data directory is known to be the site's.
     """
 
-    storage: Storage
+    storage: LimitedStorage
     store_runner: StoreRunner
     wall_clock: ShiftedClock
     entropy: Entropy

@@ -209,7 +209,9 @@ class SimDisk:
     def rot(self, suffix: str) -> str | None:
         """Turn a bit in a closed file of a kind, the newest of each directory left out; which one it was."""
         names = [name for name in sorted(self.files) if name.endswith(suffix)]
-        closed = [name for i, name in enumerate(names) if [parent_of(n) for n in names[i + 1 : i + 2]] == [parent_of(name)]]
+        closed = [
+            name for i, name in enumerate(names) if [parent_of(n) for n in names[i + 1 : i + 2]] == [parent_of(name)]
+        ]
         if not closed:
             return None
         name = self.rng.choice(closed)

@@ -13,7 +13,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.observations import Leftover
-from claudefs_repl.topology import ClusterConfig, SiteConfig
+from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap import Means, bootstrap_in
 from nodes.events import make_logger_onto
 from nodes.runtime import ShiftedClock
@@ -265,5 +265,3 @@ def _leaf(error: BaseException) -> BaseException:
         real = [each for each in error.exceptions if not isinstance(_leaf(each), trio.Cancelled | ProcessDied)]
         error = real[0] if real else error.exceptions[0]
     return error
-
-

@@ -172,9 +172,7 @@ class End:
             self.network.wait(self)
             return
         held, self._held, self._held_since_s = self._held, deque(), None
-        self._arrives_s = max(
-            self._arrives_s, self.network.world.now_s() + self.network.rng.uniform(*RETRANSMIT_S)
-        )
+        self._arrives_s = max(self._arrives_s, self.network.world.now_s() + self.network.rng.uniform(*RETRANSMIT_S))
         for kind, data in held:
             if self.error in (None, errno.ECONNABORTED):
                 self._emit(path, kind, data)

@@ -74,9 +74,7 @@ def draw_plan(seed: int) -> Plan:
     rng = random.Random(f"{seed}/plan")
     count = rng.choice((2, 3, 3, 3, 4))
     sites = tuple(
-        SiteConfig(
-            name=name, site_id=SiteId(i), address=f"10.0.0.{i}", port=7400, data_dir=Path("/data") / name
-        )
+        SiteConfig(name=name, site_id=SiteId(i), address=f"10.0.0.{i}", port=7400, data_dir=Path("/data") / name)
         for i, name in enumerate(NAMES[:count], 1)
     )
     rate = 0 if rng.random() < 0.7 else rng.choice((30, 100)) * KIB
@@ -149,5 +147,3 @@ def make_rings(cluster: ClusterConfig, rng: random.Random) -> dict[str, KeyRing]
         site.name: KeyRing(site.site_id, [key for key in keys if site.site_id in (key.dialer, key.listener)], "k1")
         for site in cluster.sites
     }
-
-

@@ -65,7 +65,7 @@ class SimSocket(trio.socket.SocketType):
         return self._family
 
     @property
-    def did_shutdown_SHUT_WR(self) -> bool:
+    def did_shutdown_SHUT_WR(self) -> bool:  # noqa: N802 - a name of trio.socket
         return self._end is not None and self._end.is_shut
 
     def fileno(self) -> int:
