@@ -147,7 +147,7 @@ class DiskStorage:
         _copy(source, target)
 
     def _check_quota(self, path: Path, size: int) -> None:
-        if self._quota_bytes and size and _used_bytes(self._root) + size > self._quota_bytes:
+        if self._quota_bytes and size and used_bytes(self._root) + size > self._quota_bytes:
             raise DiskFull(f"{path}: the disk_quota_bytes of this site, {self._quota_bytes:,}, are used up")
 
     def _lock(self, path: Path) -> None:
@@ -228,7 +228,7 @@ class DiskFile:
         await trio.lowlevel.checkpoint()
 
 
-def _used_bytes(root: Path) -> int:
+def used_bytes(root: Path) -> int:
     """What the files beneath a directory take on the disk; those that go meanwhile count as gone."""
     used = 0
     for directory, _, names in os.walk(root):

@@ -134,7 +134,8 @@ async def _run(*command: str) -> None:
     except OSError as error:
         raise DiskFailed(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
-        raise DiskFailed(f"{' '.join(command)}: {done.stdout.decode(errors='replace').strip()}")
+        told = done.stdout.decode(errors="replace").strip().partition("\n")[0]
+        raise DiskFailed(f"{' '.join(command)}: {told}")
 
 
 @asynccontextmanager
@@ -155,18 +156,23 @@ async def removed_at_end(disks: list[Disk]) -> AsyncIterator[None]:
 
 
 async def why_not(need: Needs) -> str:
-    """Why this machine does not permit something, empty if it does: a disk of the kind is made, used and removed."""
+    """Why this machine does not permit what a fault needs, empty if it does."""
     if need is Needs.NOTHING:
         return ""
+    if shutil.which("mkfs.ext4") is None:
+        return "there is no mkfs.ext4"
+    return await why_no_disk(has_power=True)
+
+
+async def why_no_disk(*, has_power: bool) -> str:
+    """Why this machine permits no small disk, or none that can lose power; empty if it does. One is made and removed."""
     if os.geteuid() != 0:
         return "this is not root"
-    if need is Needs.POWER and shutil.which("mkfs.ext4") is None:
-        return "there is no mkfs.ext4"
     with tempfile.TemporaryDirectory(prefix="claudefs-repl-chaos-") as name:
         directory = Path(name)
         disk: Disk = (
             PowerDisk(directory / "disk", 16 << 20, directory / "image")
-            if need is Needs.POWER
+            if has_power
             else Disk(directory / "disk", 1 << 20)
         )
         try:

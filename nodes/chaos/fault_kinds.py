@@ -36,10 +36,9 @@ class Target(enum.Enum):
 
 
 class Needs(enum.Enum):
-    """What a machine has to permit, and how a report names it when it does not."""
+    """What a machine has to permit for a fault, and how a report names it when it does not."""
 
     NOTHING = ""
-    SMALL_DISK = "root and a tmpfs that can be mounted"
     POWER = "root, loop devices, mkfs.ext4 and ext4's shutdown ioctl"
 
 
@@ -161,7 +160,7 @@ KINDS: Mapping[str, FaultKind] = {
     "power_loss": FaultKind(
         SiteFault, Target.SITES, True, "network, then disk, then process are gone at once", Needs.POWER
     ),
-    "disk_full": FaultKind(DiskFull, Target.SITES, True, "the disk has no room", Needs.SMALL_DISK),
+    "disk_full": FaultKind(DiskFull, Target.SITES, True, "the disk has no room: a tmpfs as root, else a quota"),
     "clock": FaultKind(Clock, Target.SITES, True, "the clock is wrong"),
     "partition": FaultKind(Partition, Target.LINKS, True, "nothing passes, one way or both"),
     "flap": FaultKind(Flap, Target.LINKS, True, "nothing passes, every other half period"),

@@ -138,12 +138,10 @@ async def _power_loss(run: Breaking, fault: Fault) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _disk_full(run: Breaking, fault: Fault) -> AsyncIterator[None]:
     for site in fault.sites:
-        run.stage.disks[site].fill(fault.options["leave_bytes"])
-        run.stage.note(site, "its disk is full")
+        await run.stage.fill_disk(site, fault.options["leave_bytes"])
     yield
     for site in fault.sites:
-        run.stage.disks[site].free()
-        run.stage.note(site, "its disk has room again")
+        await run.stage.free_disk(site)
 
 
 @asynccontextmanager

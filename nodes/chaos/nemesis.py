@@ -34,7 +34,7 @@ def random_scenario(seed: int, minutes: float, *, needs: Collection[Needs] = ())
 
 def command_of(seed: int, minutes: float, needs: Collection[Needs]) -> str:
     """What draws the same scenario and runs it."""
-    more = "".join(f" --with {need.name.lower()}" for need in Needs if need in needs)
+    more = " --power" if Needs.POWER in needs else ""
     return f"claudefs-repl chaos --random --seed {seed} --minutes {minutes:g}{more}"
 
 

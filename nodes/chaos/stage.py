@@ -18,7 +18,7 @@ from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import DiskLoss
 from claudefs_repl.topology import ClusterConfig
 from nodes.chaos.disk_logs import read_logs
-from nodes.chaos.disks import Disk, PowerDisk, removed_at_end
+from nodes.chaos.disks import Disk, PowerDisk, removed_at_end, why_no_disk
 from nodes.chaos.events_kept import KeptEvents
 from nodes.chaos.fault_kinds import Needs
 from nodes.chaos.mesh import Link, Mesh
@@ -28,6 +28,7 @@ from nodes.config import cluster_text, load_cluster, local_sites
 from nodes.key_files import make_keys, write_keys
 from nodes.launcher import Launcher, SiteFailed, describe_end, stop_timeout_s
 from nodes.runtime import SystemClock, socket_candidates
+from nodes.storage import used_bytes
 
 COMMAND_TIMEOUT_S = 120.0
 """An operator's command that takes longer than this on a small cluster is stuck."""
@@ -43,6 +44,7 @@ class SiteState:
         holds: faults that keep it down.
         pauses: faults that keep it paused.
         offset_s: how far its clock is set ahead.
+        quota_bytes: what its files may take, 0 for no limit.
         is_starting: between the start of its process and its first answer.
         ended_pids: of its processes that were ended, or that are known to have ended by themselves.
     """
@@ -50,6 +52,7 @@ class SiteState:
     offset_s: float
     holds: int = 0
     pauses: int = 0
+    quota_bytes: int = 0
     is_starting: bool = False
     ended_pids: set[int] = field(default_factory=set)
     starting: trio.Lock = field(default_factory=trio.Lock)
@@ -73,7 +76,7 @@ class Stage:
         directory: everything of the run.
         states: what is done to each site.
         notes: what was done and found out, in order.
-        disks: of the sites that have one of their own.
+        disks: of the sites that have one of their own, because it is to be filled or to lose power.
         events: the sites' logs as they were written, also what was lost with a disk.
         ends: when a site's process was found to be gone, and whose.
         disk_losses: what was wiped, with what the others held of it then.
@@ -244,6 +247,33 @@ class Stage:
             await self.disks[name].mount()
             self.events.begin_anew(name)
 
+    async def fill_disk(self, name: str, leave_bytes: int) -> None:
+        """A site's disk has no room but for so many bytes: its own small one, or what a quota makes look like that."""
+        disk = self.disks.get(name)
+        if disk is not None:
+            disk.fill(leave_bytes)
+            self.note(name, "its disk is full")
+            return
+        used = await trio.to_thread.run_sync(used_bytes, self.cluster.site(name).data_dir)
+        await self._set_quota(name, used + leave_bytes)
+
+    async def free_disk(self, name: str) -> None:
+        """Undo `fill_disk`."""
+        disk = self.disks.get(name)
+        if disk is not None:
+            disk.free()
+            self.note(name, "its disk has room again")
+            return
+        await self._set_quota(name, 0)
+
+    async def _set_quota(self, name: str, quota_bytes: int) -> None:
+        self.states[name].quota_bytes = quota_bytes
+        self.write_config(name)
+        await ask_site(self.cluster, name, "reload")
+        self.note(
+            name, f"its disk has a quota of {quota_bytes:,} bytes" if quota_bytes else "its disk has no quota any more"
+        )
+
     async def set_clock(self, name: str, offset_s: float) -> None:
         """Set a site's clock wrong, at once if it answers."""
         self.states[name].offset_s = offset_s
@@ -279,9 +309,7 @@ class Stage:
         """Write a site's own view of the cluster, with its clock as it is set now."""
         path = site_config_path(self.directory, name)
         temporary = path.with_suffix(".new")
-        temporary.write_text(
-            _site_config(self.scenario, self.cluster, self.directory, name, self.states[name].offset_s)
-        )
+        temporary.write_text(_site_config(self.scenario, self.cluster, name, self.states[name]))
         temporary.replace(path)
 
 
@@ -303,7 +331,7 @@ def proxy_ports(cluster_sites: Sequence[tuple[str, int, str, int]]) -> dict[Link
     return {(a[0], b[0]): a[3] for a in cluster_sites for b in cluster_sites if a[0] != b[0]}
 
 
-def _site_config(scenario: Scenario, cluster: ClusterConfig, directory: Path, name: str, offset_s: float) -> str:
+def _site_config(scenario: Scenario, cluster: ClusterConfig, name: str, state: SiteState) -> str:
     places = [(site.name, int(site.site_id), site.address, site.port) for site in cluster.sites]
     ports = proxy_ports(places)
     seen = [(peer, number, address, ports.get((name, peer), port)) for peer, number, address, port in places]
@@ -314,7 +342,8 @@ def _site_config(scenario: Scenario, cluster: ClusterConfig, directory: Path, na
         settings=scenario.cluster.settings,
     )
     head, section, rest = text.partition(f"[sites.{name}]\n")
-    return f"{head}{section}clock_offset_s = {offset_s!r}\n{rest}"
+    experiments = f"clock_offset_s = {state.offset_s!r}\ndisk_quota_bytes = {state.quota_bytes}\n"
+    return f"{head}{section}{experiments}{rest}"
 
 
 @asynccontextmanager
@@ -336,7 +365,7 @@ async def open_stage(scenario: Scenario, directory: Path) -> AsyncIterator[Stage
         cluster = load_cluster(path)
         write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
         mesh = Mesh(cluster.sites, proxy_ports(places), f"mesh {scenario.workload.seed}")
-        disks = _make_disks(scenario, cluster)
+        disks = await _make_disks(scenario, cluster)
         await stack.enter_async_context(removed_at_end(list(disks.values())))
         for disk in disks.values():
             await disk.mount()
@@ -357,14 +386,16 @@ def site_command(directory: Path, name: str) -> list[str]:
     return [sys.executable, "-P", "-m", "nodes", "-c", str(site_config_path(directory, name)), "node", name, "--quiet"]
 
 
-def _make_disks(scenario: Scenario, cluster: ClusterConfig) -> dict[str, Disk]:
+async def _make_disks(scenario: Scenario, cluster: ClusterConfig) -> dict[str, Disk]:
     size = scenario.cluster.disk_bytes
     power = scenario.sites_needing(Needs.POWER)
+    full = {site for fault in scenario.timeline if fault.kind == "disk_full" for site in fault.sites}
+    can_mount = bool(full) and not await why_no_disk(has_power=False)
     disks: dict[str, Disk] = {}
     for site in cluster.sites:
         if site.name in power:
             disks[site.name] = PowerDisk(site.data_dir, size, cluster.path.parent / "images" / f"{site.name}.img")
-        elif site.name in scenario.sites_needing(Needs.SMALL_DISK):
+        elif site.name in full and can_mount:
             disks[site.name] = Disk(site.data_dir, size)
     return disks
 

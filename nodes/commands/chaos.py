@@ -50,13 +50,7 @@ PAGE_NAME, JSON_NAME, SCENARIO_NAME = "verdict.html", "verdict.json", "scenario.
 @click.option(
     "--minutes", type=click.FloatRange(min=0.1, max=1440), default=MINUTES, show_default=True, help="Of --random."
 )
-@click.option(
-    "--with",
-    "with_faults",
-    multiple=True,
-    type=click.Choice(["power", "small_disk"]),
-    help="Of --random: loss of power or full disks too, which need root. May be given again.",
-)
+@click.option("--power", is_flag=True, help="Of --random: loss of power too, which needs root.")
 @click.option(
     "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the verdict as a page here."
 )
@@ -77,7 +71,7 @@ def chaos(
     is_random: bool,
     seed: int | None,
     minutes: float,
-    with_faults: tuple[str, ...],
+    power: bool,
     page: Path | None,
     output: Path | None,
     keep: bool,
@@ -104,7 +98,7 @@ def chaos(
     if is_random and (names or is_short):
         raise click.UsageError("--random goes with neither a scenario nor --short")
     if is_random:
-        needs = [need for need in Needs if need.name.lower() in with_faults]
+        needs = [Needs.POWER] if power else []
         scenarios = [random_scenario(1 if seed is None else seed, minutes, needs=needs)]
     else:
         chosen = [*names, *(shipped_scenarios() if is_short else ())]

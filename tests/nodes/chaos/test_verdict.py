@@ -437,7 +437,7 @@ def test_what_is_skipped_does_not_spoil_all_short_ones(monkeypatch):
     monkeypatch.setattr("nodes.chaos.runner.run_scenario", stand_in)
     done = run_command("--short")
     assert done.exit_code == 0, done.output
-    assert re.search(r"^\d+ held, 2 skipped$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^\d+ held, 1 skipped$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_a_scenario_that_cannot_be_used_ends_with_status_2(tmp_path):
