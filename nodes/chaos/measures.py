@@ -65,7 +65,7 @@ def detections(run: Run) -> list[Detection]:
         offline_after_s = _offline_after_s(run)
         for site in one.fault.sites:
             for by in run.scenario.cluster.sites:
-                if by == site or _is_gone_too(run, by, one):
+                if by in one.fault.sites or _is_gone_too(run, by, one):
                     continue
                 after_s = next(
                     (

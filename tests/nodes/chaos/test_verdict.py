@@ -294,6 +294,28 @@ def test_the_story_of_a_lost_write_has_the_fault_the_log_and_the_loss():
     assert Page(report_page(report)).links
 
 
+def test_who_is_gone_with_others_is_not_called_late_by_them():
+    """Only a site that was there itself can notice; what was over too soon to be noticed is not told either."""
+    run = made_run()
+    assert report_on(run).detections == []
+    run.faults[0].ended_us = BEGAN_US + 4_900_000
+    run.events.append(
+        {
+            "time_us": BEGAN_US + 2_500_000,
+            "site": "beta",
+            "event": "peer_mode_changed",
+            "level": "info",
+            "peer": "alpha",
+            "mode": "Offline",
+            "kind": "SiteDemoted",
+            "reason": "",
+        }
+    )
+    assert [(one.site, one.by, one.after_s) for one in report_on(run).detections] == [("alpha", "beta", 1.5)]
+    run.faults[0].fault = dataclasses.replace(run.faults[0].fault, sites=("alpha", "beta"))
+    assert report_on(run).detections == []
+
+
 def test_lines_keep_their_peaks_however_many_points_they_have():
     """A plot is small, and what stood out still does."""
     points = [(float(i), 1000.0 if i == 7777 else 1.0) for i in range(20_000)]
