@@ -90,6 +90,7 @@ def _cards(report: Report) -> str:
         (f"{outcomes[Outcome.REFUSED]:,} / {outcomes[Outcome.UNKNOWN]:,}", "refused / without answer"),
         ("never" if took_s is None else f"{took_s:.1f} s", "until all sites were level, after the last fault"),
         (f"{sum(report.conflicts.values()):,}", "conflicts listed"),
+        *([(f"{report.killed:,}", "processes ended by SIGKILL")] if report.killed else []),
         (f"{max(run.peak_rss_bytes.values(), default=0) / 2**20:,.0f} MiB", "most memory of a site"),
     ]
     items = "".join(f'<div class="card"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in cards)

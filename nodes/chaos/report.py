@@ -14,6 +14,7 @@ from claudefs_repl.verdict import Finding, Ruling, Verdict
 from nodes.chaos.fault_kinds import describe
 from nodes.chaos.measures import Detection, Recovery, detections, fault_seconds, recoveries
 from nodes.chaos.runner import Run
+from nodes.chaos.stage import KILLED
 
 STORY_BEFORE_US = 4_000_000
 STORY_AFTER_US = 8_000_000
@@ -73,6 +74,11 @@ class Report:
         """Conflicts by kind, as the first site lists them."""
         lists = self.run.settled.conflicts
         return Counter(one["kind"] for one in next(iter(lists.values()), []))
+
+    @property
+    def killed(self) -> int:
+        """Processes that a fault ended by SIGKILL; one that was down already is not counted."""
+        return sum(note.text.startswith(KILLED) for note in self.run.notes)
 
     @property
     def clients_s(self) -> float:
@@ -261,6 +267,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "acknowledged_entries": sum(1 for _ in run.history.acknowledged()),
         "level_after_s": None if run.settled.took_s is None else round(run.settled.took_s, 3),
         "conflicts": dict(report.conflicts),
+        "killed_processes": report.killed,
         "faults": [
             {
                 "number": one.fault.number,

@@ -32,6 +32,8 @@ from nodes.storage import used_bytes
 
 COMMAND_TIMEOUT_S = 120.0
 """An operator's command that takes longer than this on a small cluster is stuck."""
+KILLED = "kill -9"
+"""How a note of a process that was killed begins."""
 READY_S = 60.0
 """Recovery after a crash reads logs; the machine may be busy with every other site of the run."""
 
@@ -154,7 +156,7 @@ class Stage:
             self._expect_end(name)
             pid = await self.launcher.kill(name)
             self._note_end(name)
-            self.note(name, f"kill -9 {pid}")
+            self.note(name, f"{KILLED} {pid}")
 
     async def stop(self, name: str) -> None:
         """Stop a site in order, and keep it down until `bring_up`."""

@@ -26,6 +26,8 @@ def print_report(report: Report, console: Console) -> None:
     entries = sum(1 for _ in run.history.acknowledged())
     requests = ", ".join(f"{outcomes[outcome]:,} {outcome.value}" for outcome in Outcome)
     console.print(f"\nrequests: {requests}; {entries:,} entries acknowledged", highlight=False)
+    if report.killed:
+        console.print(f"processes ended by SIGKILL: {report.killed:,}", highlight=False)
     if report.conflicts:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.conflicts.most_common())
         console.print(f"conflicts: {kinds}", highlight=False)
