@@ -475,6 +475,30 @@ async def test_a_peer_that_pipelines_pings_is_served_at_its_own_pace(site):
     assert site.honest.acked > acked
 
 
+@row(33)
+async def test_a_peer_that_pings_and_does_not_read_the_answers_is_closed(site):
+    """It is not read any more either, so that nothing piles up, and after the idle time the connection ends."""
+    miser = await site.dial(role=Role.PROBE)
+    with trio.fail_after(LIMIT_S):
+        while site.accepted[-1].session.peer != A:
+            await trio.sleep(0.005)
+        at_the_site = site.accepted[-1]._stream
+        at_the_site.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        miser._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+        async def flood():
+            with contextlib.suppress(*LINK_ERRORS):
+                while True:
+                    await miser._stream.send_all(sealed(miser, packed(Ping(1, 0, {}, {}, "Offline"))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            # The miser's own end may not learn of it: its window has no room for the reset either.
+            while at_the_site.socket.fileno() != -1:
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+
+
 @row(37)
 async def test_a_newcomer_that_takes_one_of_the_last_descriptors_is_closed(tmp_path, nursery):
     """It is told as an alarm, in few lines; what is connected goes on, and when there is room newcomers are served again."""
