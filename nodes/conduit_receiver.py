@@ -259,6 +259,7 @@ class _Session:
             return self._nack(batch, "limit", refusal.detail)
         self._logs[journal] = log
         self._progress.begin(journal, log.tails)
+        await self._check_overlap(log, batch.block)
         verdict, block = self._progress.take(journal, batch.block)
         if verdict is Verdict.GAP:
             return self._refuse_gap(journal, batch)
@@ -272,6 +273,25 @@ class _Session:
                 last_seq=batch.last_seq,
             )
         return _Taken(batch.batch_seq, log, block)
+
+    async def _check_overlap(self, log: EntryLog, block: Block) -> None:
+        """Entries that come again must be those that are here: otherwise one of the two has another past.
+
+        Raises:
+            ProtocolViolation: they are not.
+        """
+        if block.shard >= log.shard_count or block.first_seq > log.tails[block.shard]:
+            return
+        held = await log.crcs(block.shard, first_seq=block.first_seq, last_seq=block.last_seq)
+        differing = [seq for seq, crc32 in held.items() if block.crcs[seq - block.first_seq] != crc32]
+        if not differing:
+            return
+        peer = self._record.site.name
+        detail = f"another entry than here at seq {differing[0]} of shard {block.shard} of journal {log.journal}"
+        if log.journal.origin == self._record.site.site_id:
+            self._record.has_diverged = True
+        self._receiving.logger.error("journal_diverged", peer=peer, detail=detail)
+        raise ProtocolViolation("overlap_differs", detail)
 
     def _nack(self, batch: Batch, code: str, detail: str) -> _Refused:
         journal = JournalId(batch.source_site_id, batch.incarnation)

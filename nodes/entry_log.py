@@ -255,6 +255,24 @@ class EntryLog:
             await reader.close()
         return blocks[0].crcs[0]
 
+    async def crcs(self, shard: int, *, first_seq: int, last_seq: int) -> dict[int, int]:
+        """The crc32 of each of a shard's entries from one seq to another that the log holds, by seq."""
+        first_seq, last_seq = max(first_seq, self.firsts[shard]), min(last_seq, self.tails[shard])
+        found: dict[int, int] = {}
+        if first_seq > last_seq:
+            return found
+        reader = self.reader((*self.tails[:shard], first_seq - 1, *self.tails[shard + 1 :]))
+        try:
+            while reader.cursors[shard] < last_seq and (blocks := await reader.read(bytes_max=INDEX_BYTES)):
+                for block in blocks:
+                    if block.shard == shard:
+                        found.update(zip(range(block.first_seq, last_seq + 1), block.crcs, strict=False))
+        except GapInLog:  # trimmed just now
+            pass
+        finally:
+            await reader.close()
+        return found
+
     async def wait_beyond(self, position: int) -> None:
         """Return once the durable end is beyond a position."""
         while self.position <= position:
