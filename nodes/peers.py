@@ -13,6 +13,9 @@ from claudefs_repl.stability import Word
 from claudefs_repl.topology import SiteConfig
 from nodes.wakeup import Wakeup
 
+TOLD_MAX = 64
+"""Journals of one peer that are remembered to have been told, as many as a site takes of one origin."""
+
 
 @dataclass(slots=True)
 class PeerRecord:
@@ -91,7 +94,7 @@ class PeerRecord:
     def note_tails(self, tails: Cursors) -> None:
         """Take what the peer tells of where its own journals end; what it tells of others' is nothing to remember."""
         for journal, seqs in tails.items():
-            if journal.origin == self.site.site_id:
+            if journal.origin == self.site.site_id and (journal in self.told or len(self.told) < TOLD_MAX):
                 self.told[journal] = join(self.told.get(journal, seqs), seqs)
 
     def note_all(self, *, received: Cursors, applied: Cursors) -> None:
