@@ -30,6 +30,10 @@ PENALTY_MAX_US = 600_000_000
 PENALTY_GRACE_US = 15_000_000
 """A source is refused while its penalty is above this, so that a single failure costs nothing but is remembered."""
 
+KINDS_MAX = 64
+"""Kinds of refusal that are told apart: above all that there are, because a dialler that refuses us names its own."""
+OTHER = "other"
+
 
 class Failure(enum.Enum):
     """How a handshake failed, and what that adds to the source's penalty, in microseconds."""
@@ -78,6 +82,9 @@ class Admission:
     Args:
         config: limits of attempts, for addresses and for sites.
         peer_addresses: literal addresses of configured peers.
+
+    Attributes:
+        refused: how many connections were refused since the start, by kind.
     """
 
     def __init__(self, config: RateLimitConfig, peer_addresses: Iterable[str]) -> None:
@@ -171,8 +178,14 @@ class Admission:
         self._strangers += not is_peer
         return Ticket(source, is_peer)
 
-    def _refuse(self, code: str, detail: str, wait_ms: int) -> Refusal:
+    def count(self, code: str) -> None:
+        """One more connection was refused, here or by the listener."""
+        if code not in self.refused and len(self.refused) >= KINDS_MAX:
+            code = OTHER
         self.refused[code] = self.refused.get(code, 0) + 1
+
+    def _refuse(self, code: str, detail: str, wait_ms: int) -> Refusal:
+        self.count(code)
         return Refusal(code, detail, wait_ms)
 
 

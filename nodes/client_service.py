@@ -18,6 +18,7 @@ from claudefs_repl.error import CallerError, NotWritable, OperationRefused, Prot
 from claudefs_repl.journal import Inode
 from claudefs_repl.operations import path_text
 from nodes.client_ops import OPS_MAX, READS, check_fields, parse_ops
+from nodes.descriptors import IsScarce, never_scarce
 from nodes.journal_writer import WriteRequest
 from nodes.shown_ids import ShownIds
 from nodes.store.local import CreateFile, GiveUp, LocalOp, LocalRequest, MakeLink, NameFile, RequestOutcome
@@ -93,12 +94,14 @@ class ClientService:
         shown_ids: ShownIds,
         extra: Mapping[str, Handler],
         logger: FilteringBoundLogger,
+        is_scarce: IsScarce = never_scarce,
     ) -> None:
         self._store = store
         self._writes = writes
         self._gate = gate
         self._shown_ids = shown_ids
         self._logger = logger
+        self._is_scarce = is_scarce
         self._reads: dict[str, Handler] = {
             "resolve": self._resolve,
             "stat": self._stat,
@@ -123,6 +126,10 @@ class ClientService:
         """Serve one client until it goes away; answers come in the order of the requests."""
         if self.stats.connections >= CONNECTIONS_MAX:
             self._logger.warning("client_refused", reason=f"{CONNECTIONS_MAX} clients are connected")
+            await trio.aclose_forcefully(stream)
+            return
+        if self._is_scarce(stream):
+            self._logger.warning("client_refused", reason="the last file descriptors are kept for what is open already")
             await trio.aclose_forcefully(stream)
             return
         self.stats.connections += 1

@@ -51,6 +51,9 @@ EVENTS: Mapping[str, EventKind] = {
     "conduit_unreachable": EventKind("warning", "a peer cannot be reached; told once for each outage", "peer detail"),
     "conduit_refused": EventKind("error", "a peer refused this site's connection", "peer code detail"),
     "connection_refused": EventKind("warning", "this site refused so many connections", "source code detail count"),
+    "descriptors_low": EventKind(
+        "error", "newcomers are closed, because few file descriptors are left", "source detail count"
+    ),
     "link_stalled": EventKind("warning", "a link is up but nothing moves", "peer lag_entries"),
     "batch_rejected": EventKind("error", "a frame or batch was wrong; nothing was applied", "peer code detail"),
     "gap_refused": EventKind("warning", "a batch did not follow what is here", "peer journal shard wanted_seq got_seq"),

@@ -130,7 +130,11 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
 async def serve_probe(
     link: Link, record: PeerRecord, view: Callable[[], SelfView], wall_clock: WallClock, idle_s: float
 ) -> None:
-    """Answer a peer's pings until it goes away or says nothing for a while."""
+    """Answer a peer's pings until it goes away or says nothing for a while.
+
+    Raises:
+        ProtocolViolation: it sent what no peer may.
+    """
     try:
         while True:
             with trio.fail_after(idle_s):
@@ -149,5 +153,7 @@ async def serve_probe(
             )
             with trio.fail_after(idle_s):
                 await link.send(pong)
+    except ProtocolViolation:
+        raise
     except LINK_ERRORS:
         return

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.admission import Admission, Failure, Refusal, Ticket, address_key
+from claudefs_repl.admission import KINDS_MAX, OTHER, Admission, Failure, Refusal, Ticket, address_key
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import ReplicationConfig, SiteConfig
+from nodes.descriptors import IsScarce, never_scarce
 from nodes.dialing import Dialing, monotonic_us
 from nodes.link import LINK_ERRORS, Link, describe_failure, welcome_dialer
 from nodes.peers import PeerRecord
@@ -24,9 +25,7 @@ REFUSAL_TIMEOUT_S = 1.0
 """To tell a refused connection why; whoever does not read it is closed."""
 TOLD_EVERY_S = 5.0
 """Refusals of one kind are told so often at most, with their number: a flood is not a flood of lines."""
-KINDS_MAX = 64
-"""Kinds of refusal that are told apart: above all that there are, because a dialler that refuses us names its own."""
-OTHER = "other"
+DESCRIPTORS = "descriptors"
 LINKS_MAX = 8
 """Links of one peer in one role: it uses at most one for each kind of question, and a restart leaves as many behind."""
 
@@ -48,7 +47,10 @@ class _RefusalLog:
             self.untold[code] = count
             return
         self.told_at_s[code] = now_s
-        self.logger.warning("connection_refused", source=source, code=code, detail=detail, count=count)
+        if code == DESCRIPTORS:
+            self.logger.error("descriptors_low", source=source, detail=detail, count=count)
+        else:
+            self.logger.warning("connection_refused", source=source, code=code, detail=detail, count=count)
 
 
 class Listener:
@@ -65,6 +67,7 @@ class Listener:
         servers: Mapping[Role, Server],
         rng: random.Random,
         logger: FilteringBoundLogger,
+        is_scarce: IsScarce = never_scarce,
     ) -> None:
         self._site = site
         self._dialing = dialing
@@ -73,6 +76,7 @@ class Listener:
         self._peers = peers
         self._servers = servers
         self._rng = rng
+        self._is_scarce = is_scarce
         self._refusals = _RefusalLog(logger)
         self._links: dict[tuple[SiteId, Role], dict[Link, trio.CancelScope]] = {}
 
@@ -87,6 +91,9 @@ class Listener:
             await trio.aclose_forcefully(stream)
             return
         try:
+            if self._is_scarce(stream):
+                self._refuse(source, DESCRIPTORS, "the last file descriptors are kept for what is open already")
+                return
             ticket = self._admission.arrive(address_key(source), now_us=monotonic_us(), draw=self._rng.random())
             if isinstance(ticket, Refusal):
                 await self._turn_away(stream, source, ticket)
@@ -96,6 +103,11 @@ class Listener:
                 await self._serve_link(link, source, ticket)
         finally:
             await trio.aclose_forcefully(stream)
+
+    def _refuse(self, source: str, code: str, detail: str) -> None:
+        """Count and tell a connection that ends for a reason that the gate did not know."""
+        self._admission.count(code)
+        self._refusals.tell(source, code, detail)
 
     async def _turn_away(self, stream: trio.SocketStream, source: str, refusal: Refusal) -> None:
         """Say why before a byte was read, and close."""
@@ -119,10 +131,10 @@ class Listener:
             )
         except (PeerRefused, ProtocolViolation) as refusal:
             failure = Failure.BAD_PROOF if refusal.code == "bad_proof" else Failure.NOT_OURS
-            self._refusals.tell(source, refusal.code, refusal.detail)
+            self._refuse(source, refusal.code, refusal.detail)
         except LINK_ERRORS as error:
             failure = Failure.NO_AUTH
-            self._refusals.tell(source, "no_handshake", describe_failure(error))
+            self._refuse(source, "no_handshake", describe_failure(error))
         finally:
             self._admission.leave(ticket)
         self._admission.fail(ticket, failure, now_us=monotonic_us())
@@ -134,6 +146,7 @@ class Listener:
         if refusal is None and not link.has_key_in(self._dialing.keys):
             # A reload came meanwhile, and has closed the links that were live then.
             refusal = Refusal("key_retired", "the key was retired during the handshake", 0)
+            self._admission.count(refusal.code)
         try:
             if refusal is not None:
                 self._refusals.tell(source, refusal.code, f"{self._peers[session.peer].site.name}: {refusal.detail}")
@@ -146,6 +159,9 @@ class Listener:
             record.called_at_s = trio.current_time()
             record.came_back.notify()
             await self._serve_role(link, record)
+        except ProtocolViolation as violation:
+            self._admission.blame(session.peer, now_us=monotonic_us())
+            self._refuse(source, violation.code, f"{self._peers[session.peer].site.name}: {violation.detail}")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         finally:

@@ -87,7 +87,11 @@ class PeerQueries:
 
 
 async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: float) -> None:
-    """Answer a peer's questions until it goes away."""
+    """Answer a peer's questions until it goes away.
+
+    Raises:
+        ProtocolViolation: it sent what no peer may.
+    """
     try:
         while True:
             with trio.fail_after(idle_s):
@@ -98,6 +102,8 @@ async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: flo
             answer = await _answer(query, args, handlers)
             with trio.fail_after(idle_s):
                 await link.send(answer)
+    except ProtocolViolation:
+        raise
     except LINK_ERRORS:
         return
 

@@ -100,6 +100,7 @@ class Site:
         self._wall_clock = around.wall_clock
         self._rng = around.rng
         self._logger = logger
+        self._is_scarce = around.is_scarce
         failover = cluster.failover
         becomes_active = failover.active_active or failover.initial_active == site.name
         self._gate = WriteGate(site.name, SiteMode.STANDBY_READ_ONLY, becomes_active=becomes_active)
@@ -266,8 +267,10 @@ class Site:
                 **ConflictService(store=store, gate=self._gate).handlers(),
             },
             logger=self._logger,
+            is_scarce=self._is_scarce,
         )
         status.clients = clients.stats
+        status.refused = admission.refused
         return _Running(
             recovered=recovered,
             dialing=dialing,
@@ -432,6 +435,7 @@ class Site:
             servers={Role.CONDUIT: conduit, Role.PROBE: probe, Role.QUERY: query},
             rng=self._rng,
             logger=self._logger,
+            is_scarce=self._is_scarce,
         )
         try:
             await nursery.start(listener.run)

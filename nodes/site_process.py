@@ -14,6 +14,7 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap_build import finish_switch
 from nodes.client_service import open_client_socket
+from nodes.descriptors import is_scarce, raise_limit
 from nodes.events import make_logger
 from nodes.key_files import load_keys
 from nodes.recovery import read_identity, recover
@@ -33,6 +34,7 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
         SiteUnknown, ConfigInvalid, CallerError: it cannot start as configured.
         WorldError: a damaged log, a failed sync.
     """
+    raise_limit()
     site = cluster.site(site_name)
     keys = load_keys(cluster.key_file(site), site)
     storage = DiskStorage(site.data_dir, quota_bytes=site.disk_quota_bytes)
@@ -46,6 +48,7 @@ async def run_site(cluster: ClusterConfig, site_name: str, *, echo: TextIO | Non
         pid=os.getpid(),
         open_clients=lambda: open_client_socket(socket_path(site, cluster)),
         make_logger=lambda: make_logger(events_path(site), site.name, wall_clock, echo=echo),
+        is_scarce=is_scarce,
     )
     await storage.lock(LOCK_NAME)
     try:

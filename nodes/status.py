@@ -89,6 +89,7 @@ class SiteStatus:
         # A digest reads for minutes: one at a time leaves the store's other readers to everybody else.
         self._digesting = trio.Lock()
         self.clients: ClientStats | None = None
+        self.refused: Mapping[str, int] = {}
 
     def client_handlers(self) -> dict[str, Handler]:
         """What the client service asks."""
@@ -207,6 +208,7 @@ class SiteStatus:
                 "applier_busy_s": round(self._applier.busy_s, 3),
                 "snapshots": self._housekeeper.snapshots,
                 "trimmed_bytes": self._housekeeper.trimmed_bytes,
+                "connections_refused": sum(self.refused.values()),
                 "refused_writes": 0 if self.clients is None else self.clients.refused_writes,
             },
             "peers": {record.site.name: await self._peer_status(record) for record in self._peers.values()},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from nodes.descriptors import IsScarce, never_scarce
 from nodes.runtime import ShiftedClock
 from nodes.seams import Entropy, LimitedStorage, StoreRunner
 
@@ -26,6 +27,7 @@ class Surroundings:
         pid: of the process, for people.
         open_clients: makes the socket that clients of this machine connect to, and removes it at the end.
         make_logger: of the site's events. Called once the data directory is known to be the site's.
+        is_scarce: whether a connection that has just come takes one of the last file descriptors.
     """
 
     storage: LimitedStorage
@@ -36,3 +38,4 @@ class Surroundings:
     pid: int
     open_clients: Callable[[], AbstractAsyncContextManager[trio.SocketListener]]
     make_logger: Callable[[], FilteringBoundLogger]
+    is_scarce: IsScarce = never_scarce
