@@ -12,7 +12,6 @@ import random
 from dataclasses import replace
 
 import trio
-from nodes.descriptors import never_scarce
 
 from claudefs_repl.admission import Admission
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
@@ -24,6 +23,7 @@ from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import Incarnation, JournalId, Op, SiteId, entry_crc32
 from claudefs_repl.topology import RateLimitConfig, ReplicationConfig, SiteConfig
 from nodes.conduit_receiver import Receiving, serve_conduit
+from nodes.descriptors import never_scarce
 from nodes.dialing import Dialing
 from nodes.events import make_logger
 from nodes.health_prober import SelfView, serve_probe

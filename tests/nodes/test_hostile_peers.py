@@ -16,7 +16,6 @@ from pathlib import Path
 import msgpack
 import pytest
 import trio
-from nodes.descriptors import RESERVED, is_scarce
 
 from claudefs_repl.admission import HALF_OPEN_FULL, PENALTY_GRACE_US, Admission, Failure, Ticket, address_key
 from claudefs_repl.auth_ratelimit import KEYS_MAX
@@ -24,6 +23,7 @@ from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation, JournalId
 from claudefs_repl.topology import RateLimitConfig
+from nodes.descriptors import RESERVED, is_scarce
 from nodes.link import LINK_ERRORS
 from nodes.peers import TOLD_MAX
 from protocol.frames import FRAME_BYTES_MAX
