@@ -62,6 +62,14 @@ class Applier:
 
     async def run(self) -> None:
         """Apply the replicas for ever. While a received backlog grows, take at most the configured share of the time."""
+        try:
+            await self._apply_for_ever()
+        finally:
+            with trio.CancelScope(shield=True):
+                for log in list(self._readers):
+                    await self._forget_reader(log)
+
+    async def _apply_for_ever(self) -> None:
         while True:
             is_idle = True
             for log in self._journals.all()[1:]:
