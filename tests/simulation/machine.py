@@ -132,7 +132,7 @@ class Machine:
                 await main()
             except BaseException as error:
                 failure = _leaf(error)
-                if isinstance(failure, trio.Cancelled):
+                if isinstance(failure, trio.Cancelled) and process.is_alive:
                     raise
         if isinstance(failure, ProcessDied) or not process.is_alive:
             return None

@@ -55,7 +55,7 @@ class Network:
         self.rng = world.rng("network")
         self.machines: dict[str, Machine] = {}
         self.ids = itertools.count(1)
-        self.crash_after_segments: dict[str, tuple[int, str]] = {}
+        self.full_windows = 0
         self._normal = (latency_s, bytes_per_s)
         self._paths: dict[tuple[str, str], Path] = {}
         self._waiting: list[End] = []

@@ -121,8 +121,8 @@ def draw_plan(seed: int) -> Plan:
     return Plan(
         seed=seed,
         cluster=cluster,
-        clients=rng.choice((1, 2, 3)),
-        pause_s=rng.choice((0.1, 0.2, 0.4)),
+        clients=rng.choice((1, 1, 2)),
+        pause_s=rng.choice((0.2, 0.4, 0.8)),
         shared=rng.choice((0.1, 0.5, 0.9)),
         names=rng.choice((3, 8, 20)),
         bytes_max=rng.choice((200, 2000, 8000)),

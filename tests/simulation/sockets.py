@@ -184,6 +184,7 @@ class SimSocket(trio.socket.SocketType):
             room = WINDOW_BYTES - end.under_way
             if room > 0:
                 break
+            self._network.full_windows += 1
             await end.writers.park()
         sent = bytes(data[:room])
         end.under_way += len(sent)

@@ -1,0 +1,49 @@
+"""What lies on a simulated disk: the logs, read by a reader that trusts nothing a site says, and the store's sums."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import ReplError
+from claudefs_repl.journal import JournalId
+from claudefs_repl.observations import ShardSums
+from claudefs_repl.wal import HEADER_BYTES, RecordCodec, SegmentHeader
+from nodes.chaos.disk_logs import LogOnDisk, read_logs
+from nodes.chaos.leftovers import read_store_sums
+from nodes.journals import JOURNALS_DIR
+from nodes.recovery import STORE_FILE
+from tests.simulation.disk import SimDisk
+
+SEGMENT = ".seg"
+
+
+def read_tails(disk: SimDisk) -> Cursors:
+    """Where each log ends, whatever of it is damaged."""
+    tails: dict[JournalId, list[int]] = {}
+    for name in sorted(disk.files):
+        if not name.endswith(SEGMENT):
+            continue
+        data = bytes(disk.files[name].live)
+        with contextlib.suppress(ReplError):
+            header = SegmentHeader.decode(data[:HEADER_BYTES])
+            seqs = tails.setdefault(header.journal, [seq - 1 for seq in header.next_seqs])
+            body = memoryview(data)[HEADER_BYTES:]
+            for record in RecordCodec(header.salt).cut(body, position=header.first_position, room=len(body)).records:
+                block = Block(record.body)
+                seqs[block.shard] = max(seqs[block.shard], block.last_seq)
+    return {journal: tuple(seqs) for journal, seqs in tails.items()}
+
+
+def unload(disk: SimDisk, directory: Path) -> tuple[dict[JournalId, LogOnDisk], dict[JournalId, list[ShardSums]]]:
+    """Lay the disk of a site that does not run out as files, and read its logs and its store's sums."""
+    for name, content in disk.files.items():
+        if name.startswith(f"{JOURNALS_DIR}/") or name.startswith(STORE_FILE):
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.live)
+    logs = read_logs(directory)
+    sums = read_store_sums(directory) if STORE_FILE in disk.files else {}
+    return logs, sums

@@ -1,0 +1,384 @@
+"""Does the faults of a schedule to a cluster, undoes them, and keeps the sites running as an operator would."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from claudefs_repl.checkpoint import Cursors
+from claudefs_repl.error import ReplError, SyncFailed, WalCorrupted, WorldError
+from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
+from claudefs_repl.observations import Fault as FaultSeen
+from nodes.recovery import IDENTITY_FILE
+from tests.simulation.cluster import Cluster
+from tests.simulation.disk import SyncCrash
+from tests.simulation.logs import read_tails
+from tests.simulation.machine import Machine
+from tests.simulation.plan import make_rings
+from tests.simulation.schedule import Fault
+from tests.simulation.stranger import run_stranger
+
+LOOK_S = 0.05
+ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "sync_error", "other_key", "bit_rot")
+PLANNED_US = 20_000_000
+RETRY_S = 1.0
+"""An operator starts a site that ended by itself again after this."""
+
+
+@dataclass(slots=True)
+class _Keeping:
+    """How one site is kept running.
+
+    Attributes:
+        holds: reasons to leave it down.
+        not_before_s: it is not started earlier.
+    """
+
+    holds: int = 0
+    not_before_s: float = 0.0
+    needs_bootstrap: bool = False
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done in a run, for the checkers."""
+
+    faults: list[FaultSeen] = field(default_factory=list)
+    disk_losses: list[DiskLoss] = field(default_factory=list)
+    damage: list[LogDamage] = field(default_factory=list)
+    tampering: list[Tampering] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    bootstraps: list[str] = field(default_factory=list)
+
+
+class Nemesis:
+    """Owned by the run.
+
+    Attributes:
+        done: what it has done.
+    """
+
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+        self._cluster = cluster
+        self._nursery = nursery
+        self._rng = cluster.world.rng("nemesis")
+        self._keeping = {name: _Keeping() for name in cluster.machines}
+        self._ahead_us = dict.fromkeys(cluster.machines, 0)
+        self._right_keys = dict(cluster.keys)
+        self._under_way: dict[int, tuple[Fault, int]] = {}
+        self.done = Done()
+
+    async def keep_running(self) -> None:
+        """Start sites that are down and may run; make those anew that cannot go on, as an operator would."""
+        while True:
+            for name, machine in self._cluster.machines.items():
+                keeping = self._keeping[name]
+                if machine.process is None and not keeping.holds and trio.current_time() >= keeping.not_before_s:
+                    self._look_at_failure(machine, keeping)
+                    if keeping.needs_bootstrap:
+                        await self.bootstrap(name)
+                    else:
+                        keeping.not_before_s = trio.current_time() + RETRY_S
+                        self._cluster.start(self._nursery, name)
+            await trio.sleep(LOOK_S)
+
+    def _look_at_failure(self, machine: Machine, keeping: _Keeping) -> None:
+        """A site may end by itself only for what the world did; a damaged log is for the operator."""
+        failure, machine.failure = machine.failure, None
+        if failure is None:
+            return
+        self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
+        if isinstance(failure, WalCorrupted | WorldError) and not isinstance(failure, SyncFailed):
+            keeping.needs_bootstrap = True
+        if not isinstance(failure, ReplError):
+            self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
+
+    async def bootstrap(self, name: str) -> None:
+        """Make a site anew from a peer; what fails is tried again later."""
+        machine, keeping = self._cluster.machines[name], self._keeping[name]
+        keeping.holds += 1
+        try:
+            await machine.stop()
+            machine.is_powered = True
+            failure = await machine.bootstrap(self._cluster.plan.cluster, self._cluster.keys[name], self._cluster.root)
+        finally:
+            keeping.holds -= 1
+        keeping.not_before_s = trio.current_time() + RETRY_S
+        if failure is None:
+            keeping.needs_bootstrap = False
+            self.done.bootstraps.append(name)
+        else:
+            self._cluster.world.trace.note("bootstrap_failed", name, failure)
+            if not isinstance(failure, ReplError):
+                self.done.failures.append(f"bootstrap of {name}: {type(failure).__name__}: {failure}")
+
+    async def run(self, schedule: list[Fault]) -> None:
+        """Do each fault at its time, and undo it at its; returns when all are done."""
+        async with trio.open_nursery() as nursery:
+            for fault in schedule:
+                nursery.start_soon(self._do, fault)
+
+    async def _do(self, fault: Fault) -> None:
+        await trio.sleep_until(fault.at_s)
+        self._cluster.world.trace.note("fault", fault.kind, dict(fault.args))
+        began_us = self._cluster.world.now_us()
+        args = dict(fault.args)
+        self._under_way[id(fault)] = (fault, began_us)
+        handler: Callable[..., Awaitable[dict[str, Any]]] = getattr(self, f"_{fault.kind}")
+        facts = await handler(**args)
+        named = tuple(args[key] for key in ("site", "a", "b") if key in args)
+        seen = {"sites": named, **facts}
+        del self._under_way[id(fault)]
+        # A planned crash comes some time later, at what it was planned for.
+        ended_us = self._cluster.world.now_us() + (PLANNED_US if "after" in args else 0)
+        self.done.faults.append(FaultSeen(kind=fault.kind, began_us=began_us, ended_us=ended_us, **seen))
+
+    def finish(self) -> None:
+        """The time for faults is over: those under way end now."""
+        for fault, began_us in self._under_way.values():
+            named = tuple(fault.args[key] for key in ("site", "a", "b") if key in fault.args)
+            sites = named or tuple(self._cluster.machines)
+            cuts = ((sites[0], sites[-1]), (sites[-1], sites[0])) if "partition" in fault.kind else ()
+            now_us = self._cluster.world.now_us()
+            self.done.faults.append(
+                FaultSeen(
+                    kind=fault.kind,
+                    began_us=began_us,
+                    ended_us=now_us,
+                    sites=sites,
+                    cuts=cuts,
+                    ends_process=fault.kind in ENDING,
+                    is_power_loss="power" in fault.kind or fault.kind == "wipe",
+                )
+            )
+        self._under_way.clear()
+
+    def heal(self) -> None:
+        """Everything is undone at once: the network, the disks, the clocks, pauses, planned crashes."""
+        self._cluster.network.heal()
+        for machine in self._cluster.machines.values():
+            machine.resume()
+            machine.is_powered = True
+            machine.clock.set_right()
+            machine.crash_at_segment = None
+            disk = machine.disk
+            disk.slow, disk.failing_syncs, disk.crash_at_operation = 1.0, 0, None
+            disk.sync_crashes.clear()
+            disk.quota_bytes = self._cluster.plan.quota_bytes
+        for name, right in self._right_keys.items():
+            if self._cluster.keys[name] is not right:
+                self._cluster.keys[name] = right
+                self._cluster.machines[name].crash(is_power_loss=False)
+        for keeping in self._keeping.values():
+            keeping.holds, keeping.not_before_s = 0, 0.0
+
+    def clocks_ahead_us(self) -> dict[str, int]:
+        """The most that each clock was ahead of the observer's."""
+        return dict(self._ahead_us)
+
+    def note_clocks(self) -> None:
+        """Look at the clocks."""
+        for name, machine in self._cluster.machines.items():
+            self._ahead_us[name] = max(self._ahead_us[name], machine.clock.ahead_us())
+
+    # --- ends of processes
+
+    async def _down(self, names: list[str], down_s: float, *, is_power_loss: bool) -> dict[str, Any]:
+        for name in names:
+            self._keeping[name].not_before_s = trio.current_time() + down_s
+            self._cluster.machines[name].crash(is_power_loss=is_power_loss)
+        await trio.sleep(down_s)
+        return {"sites": tuple(names), "ends_process": True, "is_power_loss": is_power_loss}
+
+    async def _kill(self, site: str, down_s: float) -> dict[str, Any]:
+        return await self._down([site], down_s, is_power_loss=False)
+
+    async def _power_loss(self, site: str, down_s: float) -> dict[str, Any]:
+        return await self._down([site], down_s, is_power_loss=True)
+
+    async def _power_loss_all(self, down_s: float) -> dict[str, Any]:
+        return await self._down(list(self._cluster.machines), down_s, is_power_loss=True)
+
+    async def _crash_at_operation(self, site: str, after: int, is_power_loss: bool) -> dict[str, Any]:
+        disk = self._cluster.machines[site].disk
+        disk.crash_at_operation = (disk.operations + after, is_power_loss)
+        await trio.lowlevel.checkpoint()
+        return {"ends_process": True, "is_power_loss": is_power_loss}
+
+    async def _crash_at_sync(self, site: str, after: int, moment: str, is_power_loss: bool) -> dict[str, Any]:
+        disk = self._cluster.machines[site].disk
+        disk.sync_crashes.append(SyncCrash(disk.syncs + after, moment, is_power_loss))
+        await trio.lowlevel.checkpoint()
+        return {"ends_process": True, "is_power_loss": is_power_loss}
+
+    async def _crash_at_segment(self, site: str, after: int) -> dict[str, Any]:
+        self._cluster.machines[site].crash_at_segment = after
+        await trio.lowlevel.checkpoint()
+        return {"ends_process": True}
+
+    async def _pause(self, site: str, for_s: float) -> dict[str, Any]:
+        self._cluster.machines[site].pause()
+        await trio.sleep(for_s)
+        self._cluster.machines[site].resume()
+        return {}
+
+    # --- disks
+
+    async def _slow_disk(self, site: str, factor: float, for_s: float) -> dict[str, Any]:
+        self._cluster.machines[site].disk.slow = factor
+        await trio.sleep(for_s)
+        self._cluster.machines[site].disk.slow = 1.0
+        return {}
+
+    async def _sync_error(self, site: str, down_s: float) -> dict[str, Any]:
+        self._cluster.machines[site].disk.failing_syncs = 1
+        await trio.sleep(down_s)
+        return {"ends_process": True}
+
+    async def _full_disk(self, site: str, for_s: float) -> dict[str, Any]:
+        disk = self._cluster.machines[site].disk
+        disk.quota_bytes = disk.used_bytes()
+        await trio.sleep(for_s)
+        disk.quota_bytes = self._cluster.plan.quota_bytes
+        return {}
+
+    async def _bit_rot(self, site: str, down_s: float) -> dict[str, Any]:
+        machine = self._cluster.machines[site]
+        self._keeping[site].holds += 1
+        await machine.stop()
+        rotten = machine.disk.rot(".seg")
+        self._cluster.world.trace.note("rot", site, rotten)
+        await trio.sleep(down_s)
+        self._keeping[site].holds = max(0, self._keeping[site].holds - 1)
+        return {"ends_process": True}
+
+    async def _wipe(self, site: str, down_s: float) -> dict[str, Any]:
+        machine = self._cluster.machines[site]
+        keeping = self._keeping[site]
+        keeping.holds += 1
+        machine.crash(is_power_loss=True)
+        had_begun = IDENTITY_FILE in machine.disk.files
+        machine.disk.wipe()
+        others: dict[Any, tuple[int, ...]] = {}
+        for name, other in self._cluster.machines.items():
+            if name != site:
+                _join(others, read_tails(other.disk))
+        now_us = self._cluster.world.now_us()
+        self.done.disk_losses.append(DiskLoss(now_us, site, others))
+        keeping.needs_bootstrap = had_begun
+        await trio.sleep(down_s)
+        keeping.holds = max(0, keeping.holds - 1)
+        return {"ends_process": True, "is_power_loss": True}
+
+    # --- the network
+
+    def _paths(self, a: str, b: str) -> tuple[Any, Any]:
+        here, there = self._cluster.machines[a].address, self._cluster.machines[b].address
+        network = self._cluster.network
+        return network.path(here, there), network.path(there, here)
+
+    async def _cut(self, paths: list[Any], for_s: float) -> None:
+        for path in paths:
+            path.is_cut = True
+        await trio.sleep(for_s)
+        for path in paths:
+            path.is_cut = False
+        self._cluster.network.flush()
+
+    async def _partition(self, a: str, b: str, for_s: float) -> dict[str, Any]:
+        await self._cut(list(self._paths(a, b)), for_s)
+        return {"cuts": ((a, b), (b, a))}
+
+    async def _partition_one_way(self, a: str, b: str, for_s: float) -> dict[str, Any]:
+        await self._cut([self._paths(a, b)[0]], for_s)
+        return {"cuts": ((a, b), (b, a))}
+
+    async def _flap(self, a: str, b: str, period_s: float, times: int) -> dict[str, Any]:
+        for _ in range(times):
+            await self._cut(list(self._paths(a, b)), period_s / 2)
+            await trio.sleep(period_s / 2)
+        return {}
+
+    async def _refuse(self, a: str, b: str, for_s: float) -> dict[str, Any]:
+        path = self._paths(a, b)[0]
+        path.is_refusing = True
+        await self._reset(a, b, for_s)
+        path.is_refusing = False
+        return {}
+
+    async def _reset(self, a: str, b: str, for_s: float) -> dict[str, Any]:
+        machines = self._cluster.machines
+        for end in self._cluster.network.connections(machines[a], machines[b]):
+            end.reset()
+        await trio.sleep(for_s)
+        return {}
+
+    async def _half_open(self, a: str, b: str, for_s: float) -> dict[str, Any]:
+        machines = self._cluster.machines
+        for end in self._cluster.network.connections(machines[a], machines[b]):
+            end.is_silent = end.other.is_silent = True
+        await trio.sleep(for_s)
+        return {}
+
+    async def _delay(self, a: str, b: str, latency_s: float, for_s: float) -> dict[str, Any]:
+        path = self._paths(a, b)[0]
+        was, path.latency_s = path.latency_s, (latency_s, 2 * latency_s)
+        await trio.sleep(for_s)
+        path.latency_s = was
+        return {}
+
+    async def _throttle(self, a: str, b: str, bytes_per_s: float, for_s: float) -> dict[str, Any]:
+        path = self._paths(a, b)[0]
+        was, path.bytes_per_s = path.bytes_per_s, bytes_per_s
+        await trio.sleep(for_s)
+        path.bytes_per_s = was
+        return {}
+
+    async def _cut_bytes(self, a: str, b: str, after: int) -> dict[str, Any]:
+        self._paths(a, b)[0].cut_after_bytes = after
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    async def _flip_bits(self, a: str, b: str, count: int) -> dict[str, Any]:
+        self._paths(a, b)[0].flips = count
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    async def _stranger(self, site: str, attempts: int, manner: str) -> dict[str, Any]:
+        await run_stranger(self._cluster, self._cluster.machines[site], attempts, manner)
+        return {}
+
+    # --- clocks and keys
+
+    async def _clock_jump(self, site: str, by_s: float, for_s: float) -> dict[str, Any]:
+        clock = self._cluster.machines[site].clock
+        clock.jump(by_s)
+        self.note_clocks()
+        await trio.sleep(for_s)
+        clock.jump(-by_s)
+        return {}
+
+    async def _clock_drift(self, site: str, rate: float, for_s: float) -> dict[str, Any]:
+        clock = self._cluster.machines[site].clock
+        clock.drift(rate)
+        await trio.sleep(for_s)
+        self.note_clocks()
+        clock.drift(0.0)
+        return {}
+
+    async def _other_key(self, site: str, for_s: float) -> dict[str, Any]:
+        right = self._cluster.keys[site]
+        self._cluster.keys[site] = make_rings(self._cluster.plan.cluster, self._rng)[site]
+        self._cluster.machines[site].crash(is_power_loss=False)
+        await trio.sleep(for_s)
+        self._cluster.keys[site] = right
+        self._cluster.machines[site].crash(is_power_loss=False)
+        return {"ends_process": True}
+
+
+def _join(held: dict[Any, tuple[int, ...]], more: Cursors) -> None:
+    for journal, seqs in more.items():
+        held[journal] = tuple(map(max, held.get(journal, (0,) * len(seqs)), seqs))

@@ -1,0 +1,181 @@
+"""One seeded run: a cluster works while it is broken, is healed, must converge, and is judged."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from claudefs_repl.observations import CursorsSeen, Measure, Observation
+from claudefs_repl.promises import broken, judge
+from tests.simulation.cluster import Cluster
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.network import WINDOW_BYTES
+from tests.simulation.observe import observe
+from tests.simulation.plan import CONVERGE_S, Plan, draw_plan
+from tests.simulation.schedule import Fault, draw_schedule
+from tests.simulation.settle import Settled, ask_status, cursors_of, settle
+from tests.simulation.sockets import SocketWorld
+from tests.simulation.sometimes import reached
+from tests.simulation.workload import Workload
+from tests.simulation.world import Stuck, World
+
+JUDGED = ("P1", "P2", "P3", "P4", "P5", "P7", "P8", "P9", "I6", "I9", "I17")
+SAMPLE_S = 0.7
+STOP_S = 20.0
+"""Sites that stop must be gone by then."""
+CONNECTIONS_MAX = 128 + 8 * 3 * 3 + 200
+"""Clients, links of three roles with three peers, and handshakes under way."""
+DISK_LIMIT = 1.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        trace_hash: SHA-256 over everything that happened.
+        violations: what did not hold, one line each.
+        reached: the rare paths that it was on.
+        tail: the last lines of the trace.
+    """
+
+    seed: int
+    trace_hash: str
+    violations: list[str]
+    reached: Counter[str]
+    schedule: list[Fault]
+    virtual_s: float
+    events: int = 0
+    tail: list[str] = field(default_factory=list)
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(self, world: World, plan: Plan, schedule: Sequence[Fault], root: Path) -> None:
+        self.world = world
+        self.plan = plan
+        self.schedule = list(schedule)
+        self.cluster = Cluster(world, plan, root)
+        self.workload = Workload(self.cluster)
+        self.settled = Settled()
+        self.cursors: list[CursorsSeen] = []
+        self.measures: list[Measure] = []
+        self.nemesis: Nemesis | None = None
+        self.healed_us = 0
+
+    async def main(self) -> None:
+        """Work and faults, then healing, convergence, and an orderly stop."""
+        SocketWorld(self.cluster.network).install()
+        async with trio.open_nursery() as nursery:
+            nemesis = self.nemesis = Nemesis(self.cluster, nursery)
+            async with trio.open_nursery() as around:
+                around.start_soon(nemesis.keep_running)
+                with trio.move_on_after(self.plan.run_s):
+                    async with trio.open_nursery() as working:
+                        working.start_soon(self.workload.run)
+                        working.start_soon(nemesis.run, self.schedule)
+                        working.start_soon(self._sample)
+                nemesis.finish()
+                nemesis.heal()
+                self.healed_us = self.world.now_us()
+                self.settled = await settle(self.cluster, nemesis, CONVERGE_S)
+                around.cancel_scope.cancel()
+            with trio.move_on_after(STOP_S):
+                async with trio.open_nursery() as stopping:
+                    for machine in self.cluster.machines.values():
+                        stopping.start_soon(machine.stop)
+            nursery.cancel_scope.cancel()
+
+    async def _sample(self) -> None:
+        """Look at every site from time to time: its cursors, and what has a limit."""
+        while True:
+            await trio.sleep(SAMPLE_S)
+            assert self.nemesis is not None
+            self.nemesis.note_clocks()
+            for name, machine in self.cluster.machines.items():
+                if machine.process is None or machine.is_paused:
+                    continue
+                self._measure(name, "open_connections", len(machine.ends), CONNECTIONS_MAX)
+                waiting = max((end.under_way for end in machine.ends), default=0)
+                self._measure(name, "unread_bytes", waiting, WINDOW_BYTES)
+                self._measure(name, "disk_bytes", machine.disk.used_bytes(), self.plan.quota_bytes)
+                status = await ask_status(self.cluster, name)
+                if status is not None:
+                    self.cursors.append(cursors_of(self.cluster, name, status))
+
+    def _measure(self, site: str, what: str, value: float, limit: float) -> None:
+        self.measures.append(Measure(self.world.now_us(), site, what, value, limit))
+
+    def observation(self) -> Observation:
+        """What was seen."""
+        assert self.nemesis is not None
+        return observe(
+            self.cluster, self.nemesis, self.workload, self.settled, self.cursors, self.measures, self.healed_us
+        )
+
+
+def run_seed(
+    seed: int,
+    *,
+    schedule: Sequence[Fault] | None = None,
+    sink: Callable[[str], None] | None = None,
+    plan: Plan | None = None,
+) -> Outcome:
+    """Run a seed, with its own faults or others; `sink` gets every line of the trace."""
+    world = World(seed)
+    world.trace.sink = sink
+    plan = draw_plan(seed) if plan is None else plan
+    faults = draw_schedule(plan) if schedule is None else list(schedule)
+    violations: list[str] = []
+    found: Counter[str] = Counter()
+    with _memory_directory() as root:
+        run = _Run(world, plan, faults, root)
+        try:
+            world.run(run.main)
+            violations += run.nemesis.done.failures if run.nemesis is not None else []
+            verdicts = broken(judge(run.observation(), JUDGED))
+            violations += [f"{each.promise}: {finding}" for each in verdicts for finding in each.findings]
+            if run.settled.converged_us is None:
+                violations.append(f"link up, nothing moves: {run.settled.missing}")
+        except Stuck as stuck:
+            violations.append(f"stuck: {stuck}")
+        except BaseExceptionGroup as group:
+            violations.append(f"the simulation failed: {_first(group)!r}")
+        found = reached(run.cluster, run.settled, run.workload.history.refusals())
+    return Outcome(
+        seed,
+        world.trace.digest(),
+        violations,
+        found,
+        faults,
+        world.now_s(),
+        world.trace.count,
+        list(world.trace.tail),
+    )
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@contextmanager
+def _memory_directory() -> Iterator[Path]:
+    """A directory for SQLite's files, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    with suppress(OSError):
+        memory = memory if memory.is_dir() else Path(tempfile.gettempdir())
+    directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=memory))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

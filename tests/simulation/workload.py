@@ -1,0 +1,120 @@
+"""The clients of a run: at every site some, each asking for one random operation after another, remembering the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from claudefs_repl.journal import Incarnation, JournalId
+from claudefs_repl.observations import Acknowledged, Attempt, Outcome
+from nodes.chaos.history import History, acknowledged_entries
+from nodes.chaos.operation_mix import OPERATIONS, Chooser, Op, Step, plan_ops
+from nodes.client import ClientError, SiteClient, SiteUnreachable
+from tests.simulation.cluster import Cluster
+
+STEP_TIMEOUT_S = 3.0
+RECONNECT_S = 0.2
+OWNER = {"uid": 1000, "gid": 1000}
+
+
+class Workload:
+    """All clients of a run.
+
+    Attributes:
+        history: what they saw.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.history = History()
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for name in self._cluster.machines:
+                for number in range(1, self._cluster.plan.clients + 1):
+                    nursery.start_soon(self._run_client, name, number)
+
+    async def _run_client(self, site: str, number: int) -> None:
+        plan = self._cluster.plan
+        chooser = Chooser(
+            seed=plan.seed,
+            site=site,
+            client=number,
+            mix=OPERATIONS,
+            shared=plan.shared,
+            names=plan.names,
+            bytes_max=plan.bytes_max,
+        )
+        rng = self._cluster.world.rng(f"client {site} {number}")
+        while True:
+            with suppress(SiteUnreachable, ClientError, trio.TooSlowError):
+                async with self._cluster.connect(site) as client:
+                    await self._ask(client, number, chooser, rng)
+            await trio.sleep(RECONNECT_S * rng.uniform(0.5, 1.5))
+
+    async def _ask(self, client: SiteClient, number: int, chooser: Chooser, rng: Any) -> None:
+        with trio.fail_after(STEP_TIMEOUT_S):
+            journal = await journal_of(client)
+        while True:
+            step = chooser.next()
+            with trio.fail_after(STEP_TIMEOUT_S):
+                ops = await self._plan_ops(client, step)
+                if ops:
+                    await self._submit(client, journal, number, step.kind, ops)
+            await trio.sleep(rng.expovariate(1 / self._cluster.plan.pause_s))
+
+    async def _plan_ops(self, client: SiteClient, step: Step) -> list[Op]:
+        """The request for a step, by what the site's tree is now; a directory that is missing is made first."""
+        now_ns = self._cluster.world.now_us() * 1000
+        directory = await _resolve(client, step.directory)
+        if directory is None:
+            parent_path, _, name = step.directory.rpartition(b"/")
+            parent = await _resolve(client, parent_path) if parent_path else {"inode": 1}
+            if parent is None:
+                parent, name = {"inode": 1}, parent_path[1:]
+            at = {"parent": parent["inode"], "name": name, "mtime_ns": now_ns}
+            return [{"op": "mkdir", **at, "mode": 0o755, **OWNER, "exist_ok": True}]
+        found = await _resolve(client, step.directory + b"/" + step.name)
+        other = await _resolve(client, step.other_directory) if step.kind in ("move", "link") else None
+        there = None if other is None else other["inode"]
+        return plan_ops(step, directory=directory["inode"], other_directory=there, found=found, now_ns=now_ns)
+
+    async def _submit(self, client: SiteClient, journal: JournalId, number: int, kind: str, ops: list[Op]) -> None:
+        """Ask for a write, and remember how it ended, whatever happens meanwhile."""
+        world = self._cluster.world
+        began_us = world.now_us()
+        outcome, code = Outcome.UNKNOWN, None
+        entries: tuple[Acknowledged, ...] = ()
+        self.history.note_contents(client.name, ops)
+        try:
+            answer = await client.call("submit", ops=ops)
+            entries = acknowledged_entries(journal, ops, answer["results"])
+            refused = answer["error"]
+            outcome = Outcome.ACKNOWLEDGED if refused is None else Outcome.REFUSED
+            code = None if refused is None else refused["code"]
+        except ClientError as error:
+            outcome, code = Outcome.REFUSED, error.code
+        finally:
+            attempt = Attempt(client.name, number, began_us, world.now_us(), kind, outcome, code, entries)
+            self.history.attempts.append(attempt)
+            world.trace.note("answer", client.name, number, kind, outcome.value, code or "", len(entries))
+
+
+async def journal_of(client: SiteClient) -> JournalId:
+    """The journal that a site writes into, for as long as its process lives."""
+    status = await client.call("status", scope="site")
+    return JournalId(status["site_id"], Incarnation(int(status["incarnation"], 16)))
+
+
+async def _resolve(client: SiteClient, path: bytes) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] = await client.call("resolve", path=path)
+    except ClientError as error:
+        if error.code in ("ENOENT", "ENOTDIR"):
+            return None
+        raise
+    return found
