@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
           --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: demo test lint format kill9 converge mutants fuzz chaos bench lock clean
+.PHONY: demo test lint format kill9 converge sim mutants fuzz chaos bench lock clean
 
 demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
 	$(BIN)/claudefs-repl demo
@@ -28,6 +28,9 @@ kill9: $(VENV)/.developed ## 50 times kill -9 in the middle of a put: nothing ac
 
 converge: $(VENV)/.developed ## a million random operations at two to four sites, against the model (half an hour)
 	CLAUDEFS_REPL_OPERATIONS=1000000 $(BIN)/python -m pytest -q -n 2 tests/nodes/store/test_converge.py
+
+sim: $(VENV)/.developed ## seeded runs of whole clusters, broken on purpose (SEEDS=n, SEED=the first)
+	$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--first $(SEED))
 
 mutants: $(VENV)/.developed ## plants known bugs one by one: the simulation notices each (SEEDS=n: the most seeds for one)
 	$(BIN)/python -m tests.simulation.mutants.run $(if $(SEEDS),--seeds $(SEEDS))

@@ -40,7 +40,7 @@ def read_tails(disk: SimDisk) -> Cursors:
 def unload(disk: SimDisk, directory: Path) -> tuple[dict[JournalId, LogOnDisk], dict[JournalId, list[ShardSums]]]:
     """Lay the disk of a site that does not run out as files, and read its logs and its store's sums."""
     for name, content in disk.files.items():
-        if name.startswith(f"{JOURNALS_DIR}/") or name.startswith(STORE_FILE):
+        if name.startswith((f"{JOURNALS_DIR}/", STORE_FILE)):
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.live)

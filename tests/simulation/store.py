@@ -55,9 +55,12 @@ class SimStoreRunner:
         if name in self._open:
             self._open[name] = path.with_name(path.name + "-wal").read_bytes()
         else:
-            self._storage.disk.put(name, path.read_bytes())
-            path.unlink()
+            self._import(name, path)
         return result
+
+    def _import(self, name: str, path: Path) -> None:
+        self._storage.disk.put(name, path.read_bytes())
+        path.unlink()
 
     async def close(self, path: Path, function: Callable[[], T]) -> T:
         """As `StoreRunner.close`: the last connection empties the WAL into the database."""

@@ -1,0 +1,75 @@
+"""Seeded runs of whole clusters in one process: what they must hold, and that a seed is one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.campaign import explain, run_campaign
+from tests.simulation.enumeration import crash_at_every_sync
+from tests.simulation.plan import draw_plan
+from tests.simulation.schedule import Fault, draw_schedule, from_json, to_json
+from tests.simulation.shrink import smallest
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 40
+PARTS = 8
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_promises_hold_in_every_seed(part):
+    """Clusters that are broken in every way a seed draws keep their promises and are level again in time."""
+    size = SEEDS // PARTS
+    campaign = run_campaign(1 + part * size, size, processes=1, is_quiet=True)
+    assert not campaign.failed, "\n".join(map(explain, campaign.failed))
+
+
+@pytest.mark.parametrize("seed", [3, 6])
+def test_a_seed_is_one_run_whatever_the_order_of_hashes(seed):
+    """One seed gives one trace in any process, with any PYTHONHASHSEED."""
+    command = [sys.executable, "-m", "tests.simulation", "--first", str(seed), "--trace", "--json"]
+    runs = [
+        subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hashes}, stdout=subprocess.PIPE, text=True
+        )
+        for hashes in ("1", "2")
+    ]
+    traces = [run.communicate()[0].splitlines() for run in runs]
+    different = next((pair for pair in zip(*traces, strict=False) if pair[0] != pair[1]), None)
+    assert different is None
+    assert len(json.loads(traces[0][-1])["trace_hash"]) == 64
+
+
+@pytest.mark.parametrize("is_power_loss", [False, True])
+@pytest.mark.parametrize("moment", ["before", "in", "after"])
+def test_a_site_that_crashes_at_any_sync_recovers(moment, is_power_loss):
+    """A crash before, in or after each sync call of a short run loses nothing that was acknowledged."""
+    failed = crash_at_every_sync(seed=11, moment=moment, is_power_loss=is_power_loss)
+    assert not failed, "\n".join(map(explain, failed))
+
+
+def test_a_schedule_survives_its_way_over_a_command_line():
+    """The faults that a failing run prints are those that its replay uses."""
+    schedule = draw_schedule(draw_plan(6))
+    assert schedule
+    assert from_json(to_json(schedule)) == schedule
+
+
+def test_the_smallest_schedule_that_fails_is_found():
+    """Shrinking leaves those faults that are needed together, and asks no more often than it may."""
+    schedule = [Fault(float(i), "kill", {"site": "alpha", "down_s": 1.0}) for i in range(9)]
+    asked = []
+
+    def fails(faults):
+        asked.append(faults)
+        return {2.0, 7.0} <= {fault.at_s for fault in faults}
+
+    assert [fault.at_s for fault in smallest(schedule, fails, runs_max=60)] == [2.0, 7.0]
+    asked.clear()
+    smallest(schedule, fails, runs_max=5)
+    assert len(asked) <= 5
