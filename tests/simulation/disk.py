@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 SECTOR_BYTES = 512
@@ -194,6 +194,18 @@ class SimDisk:
         """A new disk."""
         self.files, self._durable, self._changes = {}, {}, []
         self.directories = {"."}
+
+    def copy(self) -> dict[str, bytes]:
+        """What a backup of it holds."""
+        return {name: bytes(content.live) for name, content in self.files.items()}
+
+    def restore(self, backup: Mapping[str, bytes]) -> None:
+        """Put a backup in the place of everything."""
+        directories = self.directories
+        self.wipe()
+        self.directories = directories
+        for name, data in backup.items():
+            self.put(name, data)
 
     def names(self, directory: str) -> list[str]:
         """What is in a directory."""

@@ -19,10 +19,10 @@ from tests.simulation.logs import read_tails
 from tests.simulation.machine import Machine
 from tests.simulation.plan import make_rings
 from tests.simulation.schedule import Fault
-from tests.simulation.stranger import run_stranger
+from tests.simulation.stranger import play_tricks, run_stranger
 
 LOOK_S = 0.05
-ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "sync_error", "other_key", "bit_rot")
+ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "old_copy", "sync_error", "other_key", "bit_rot", "rogue")
 PLANNED_US = 20_000_000
 RETRY_S = 1.0
 """An operator starts a site that ended by itself again after this."""
@@ -151,7 +151,7 @@ class Nemesis:
                     sites=sites,
                     cuts=cuts,
                     ends_process=fault.kind in ENDING,
-                    is_power_loss="power" in fault.kind or fault.kind == "wipe",
+                    is_power_loss="power" in fault.kind or fault.kind in ("wipe", "old_copy"),
                 )
             )
         self._under_way.clear()
@@ -251,6 +251,8 @@ class Nemesis:
         await machine.stop()
         rotten = machine.disk.rot(".seg")
         self._cluster.world.trace.note("rot", site, rotten)
+        if rotten is not None:
+            self._note_loss(site)
         await trio.sleep(down_s)
         self._keeping[site].holds = max(0, self._keeping[site].holds - 1)
         return {"ends_process": True}
@@ -262,16 +264,38 @@ class Nemesis:
         machine.crash(is_power_loss=True)
         had_begun = IDENTITY_FILE in machine.disk.files
         machine.disk.wipe()
+        self._note_loss(site)
+        keeping.needs_bootstrap = had_begun
+        await trio.sleep(down_s)
+        keeping.holds = max(0, keeping.holds - 1)
+        return {"ends_process": True, "is_power_loss": True}
+
+    async def _old_copy(self, site: str, age_s: float, down_s: float) -> dict[str, Any]:
+        """A site that was stopped for a backup goes on, and later finds the backup in the place of its disk."""
+        machine, keeping = self._cluster.machines[site], self._keeping[site]
+        keeping.holds += 1
+        await machine.stop()
+        backup = machine.disk.copy()
+        keeping.holds = max(0, keeping.holds - 1)
+        await trio.sleep(age_s)
+        if IDENTITY_FILE not in backup:
+            return {"ends_process": True}
+        keeping.holds += 1
+        machine.crash(is_power_loss=False)
+        machine.disk.restore(backup)
+        self._note_loss(site)
+        await trio.sleep(down_s)
+        keeping.holds = max(0, keeping.holds - 1)
+        return {"ends_process": True, "is_power_loss": True}
+
+    def _note_loss(self, site: str) -> None:
+        """A disk is not what it was; what the others hold then is what there is."""
         others: dict[Any, tuple[int, ...]] = {}
         for name, other in self._cluster.machines.items():
             if name != site:
                 _join(others, read_tails(other.disk))
         now_us = self._cluster.world.now_us()
         self.done.disk_losses.append(DiskLoss(now_us, site, others))
-        keeping.needs_bootstrap = had_begun
-        await trio.sleep(down_s)
-        keeping.holds = max(0, keeping.holds - 1)
-        return {"ends_process": True, "is_power_loss": True}
 
     # --- the network
 
@@ -350,6 +374,15 @@ class Nemesis:
     async def _stranger(self, site: str, attempts: int, manner: str) -> dict[str, Any]:
         await run_stranger(self._cluster, self._cluster.machines[site], attempts, manner)
         return {}
+
+    async def _rogue(self, site: str, peer: str) -> dict[str, Any]:
+        """Somebody with the site's keys takes its place while it is down; what is answered wrongly is a violation."""
+        self._keeping[site].holds += 1
+        self._cluster.machines[site].crash(is_power_loss=False)
+        wrong = await play_tricks(self._cluster, site, peer, self._right_keys[site])
+        self.done.failures += [f"P6: {peer}: {what}" for what in wrong]
+        self._keeping[site].holds = max(0, self._keeping[site].holds - 1)
+        return {"ends_process": True}
 
     # --- clocks and keys
 

@@ -40,8 +40,10 @@ WEIGHTS: Mapping[str, float] = {
     "clock_jump": 1.2,
     "clock_drift": 0.7,
     "wipe": 0.7,
+    "old_copy": 0.7,
     "other_key": 0.5,
     "stranger": 0.7,
+    "rogue": 1,
 }
 """Every kind of fault, and how often it is drawn where a seed allows it."""
 
@@ -118,6 +120,10 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
             return {"site": site, "by_s": round(by_s, 3), "for_s": for_s}
         case "clock_drift":
             return {"site": site, "rate": round(rng.uniform(-0.3, 0.3), 3), "for_s": for_s}
+        case "old_copy":
+            return {"site": site, "age_s": round(rng.uniform(0.5, 5.0), 3), "down_s": for_s}
+        case "rogue":
+            return {"site": a, "peer": b}
         case "stranger":
             return {"site": site, "attempts": rng.randint(5, 80), "manner": rng.choice(("silent", "noise", "hang_up"))}
     raise AssertionError(kind)

@@ -24,9 +24,6 @@ EVENTS = {
     "link_stalled": "link stalled",
     "batch_rejected": "batch rejected",
 }
-LOCKED_OUT = ("locked", "locked_out", "own_limit", "address_locked")
-UNREACHABLE_HERE = frozenset({"gap refused", "duplicate batch dropped", "peer ahead of its origin refused"})
-"""What honest sites never do to each other; the rogue does, and its tests hold it."""
 
 
 def reached(cluster: Cluster, settled: Settled, refusals: Counter[str]) -> Counter[str]:
@@ -55,4 +52,4 @@ def required() -> frozenset[str]:
     """What every long campaign must reach."""
     kinds = {f"conflict of kind {kind.name.lower()}" for kind in ConflictKind}
     names = {*EVENTS.values(), "lock-out", "sync failure ended a process", "back-pressure", *kinds}
-    return frozenset(names - UNREACHABLE_HERE)
+    return frozenset(names)

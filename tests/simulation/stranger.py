@@ -1,14 +1,23 @@
-"""Somebody without a key who hammers a site's port."""
+"""Somebody without a key who hammers a site's port, and somebody with a site's keys who breaks the rules."""
 
 from __future__ import annotations
 
+import json
+
 import trio
 
+from claudefs_repl.error import PeerRefused
+from claudefs_repl.journal import Incarnation
+from nodes.link import LINK_ERRORS
+from nodes.recovery import IDENTITY_FILE
+from protocol.handshake import LocalIdentity
+from protocol.keys import KeyRing
 from tests.simulation.clocks import SimWallClock
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SimDisk
 from tests.simulation.machine import Machine
 from tests.simulation.processes import PROCESS, Process
+from tests.simulation.rogue import Trick, play
 
 ADDRESS = "10.9.9.9"
 HOLD_S = 3.0
@@ -41,3 +50,36 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
         for _ in range(attempts):
             nursery.start_soon(attempt)
             await trio.sleep(rng.uniform(0.0, 0.05))
+
+
+async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> list[str]:
+    """In the place of a site that is down, break the rules of a conduit one by one; what was answered wrongly."""
+    machine, plan = cluster.machines[site], cluster.plan.cluster
+    content = machine.disk.files.get(IDENTITY_FILE)
+    if content is None:
+        return []
+    known = json.loads(bytes(content.live))
+    own = plan.site(site)
+    identity = LocalIdentity(plan.cluster_id, plan.shards, own.site_id, Incarnation(int(known["incarnation"], 16)))
+    token = PROCESS.set(Process(machine, f"rogue.{site}"))
+    wrong = []
+    try:
+        for trick in Trick:
+            try:
+                what = await play(
+                    trick,
+                    identity=identity,
+                    keys=keys,
+                    local_address=own.address,
+                    peer=plan.site(peer),
+                    now_us=cluster.world.now_us(),
+                    entropy=cluster.world.rng(f"rogue {trick.name}").randbytes,
+                )
+            except (*LINK_ERRORS, PeerRefused) as error:
+                what = None
+                cluster.world.trace.note("no_trick", trick.name, type(error).__name__)
+            cluster.world.trace.note("trick", trick.name, what)
+            wrong += [] if what is None else [what]
+    finally:
+        PROCESS.reset(token)
+    return wrong
