@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 from claudefs_repl.block import Block
@@ -47,3 +48,15 @@ def unload(disk: SimDisk, directory: Path) -> tuple[dict[JournalId, LogOnDisk], 
     logs = read_logs(directory)
     sums = read_store_sums(directory) if STORE_FILE in disk.files else {}
     return logs, sums
+
+
+def read_set_aside(disk: SimDisk) -> set[tuple[int, int, int]]:
+    """Entries of a former journal that a site made anew keeps in a file: incarnation, shard, seq."""
+    found = set()
+    for name, content in disk.files.items():
+        if name.startswith("refused-"):
+            incarnation = int(name.removeprefix("refused-").partition(".")[0], 16)
+            for line in bytes(content.live).splitlines():
+                entry = json.loads(line)
+                found.add((incarnation, entry["shard"], entry["seq"]))
+    return found

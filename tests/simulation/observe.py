@@ -9,6 +9,7 @@ from typing import Any
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import (
+    Attempt,
     Bootstrap,
     ConflictSeen,
     DeadLetter,
@@ -20,7 +21,7 @@ from claudefs_repl.observations import (
     SiteEnd,
 )
 from tests.simulation.cluster import Cluster
-from tests.simulation.logs import unload
+from tests.simulation.logs import read_set_aside, unload
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.plan import CONVERGE_S
 from tests.simulation.settle import Settled
@@ -57,7 +58,7 @@ def observe(
         ended_us=cluster.world.now_us(),
         limits=_limits(cluster, nemesis),
         ends=ends,
-        attempts=workload.history.attempts,
+        attempts=_attempts(cluster, workload),
         submitted={name: frozenset(workload.history.submitted.get(name, ())) for name in cluster.machines},
         cursors=cursors,
         modes=list(_modes(cluster)),
@@ -76,6 +77,18 @@ def observe(
         tampering=nemesis.done.tampering,
         log_damage=nemesis.done.damage,
     )
+
+
+def _attempts(cluster: Cluster, workload: Workload) -> list[Attempt]:
+    """What clients were told, without the entries that a site made anew has put into a file, told of, and kept there."""
+    aside = {entry for machine in cluster.machines.values() for entry in read_set_aside(machine.disk)}
+    return [
+        replace(
+            attempt,
+            entries=tuple(e for e in attempt.entries if (e.journal.incarnation, e.shard, e.seq) not in aside),
+        )
+        for attempt in workload.history.attempts
+    ]
 
 
 def _limits(cluster: Cluster, nemesis: Nemesis) -> Limits:
