@@ -27,11 +27,21 @@ def check_stamps(seen: Observation) -> Verdict:
     inquiry = Inquiry()
     limits = seen.limits
     most_us = max(limits.clocks_ahead_us.values(), default=0)
+    for moment in seen.cursors:
+        ahead_us = limits.clocks_ahead_us.get(moment.site, 0)
+        latest_us = limits.epoch_us + moment.time_us + ahead_us + limits.max_clock_drift_us + limits.tolerance_us
+        inquiry.count("newest stamps in the run", len(moment.newest_us))
+        for journal, stamp_us in moment.newest_us.items():
+            if stamp_us > latest_us:
+                what = (
+                    f"a stamp is {(stamp_us - latest_us) / 1e6:.3f} s beyond what the site's clock and the drift allow"
+                )
+                inquiry.find(what, site=moment.site, journal=journal, time_us=moment.time_us)
     for name, end in seen.ends.items():
         for journal, logs in (end.logs or {}).items():
             # A site's own stamps follow those that it applied, which are at most the drift ahead of its clock.
             ahead_us = most_us if journal == end.own else limits.clocks_ahead_us.get(name, 0)
-            latest_us = seen.ended_us + ahead_us + limits.max_clock_drift_us + limits.tolerance_us
+            latest_us = limits.epoch_us + seen.ended_us + ahead_us + limits.max_clock_drift_us + limits.tolerance_us
             for shard, log in enumerate(logs):
                 inquiry.count("stamps", len(log.timestamps_us))
                 for seq, stamp_us in zip(log.seqs, log.timestamps_us, strict=True):

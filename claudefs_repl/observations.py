@@ -200,6 +200,7 @@ class CursorsSeen:
         durable: what of that would survive a loss of power; None if it is not known.
         acked: for each peer by name, what that peer has acknowledged of `own`.
         digest: of the tree at `applied`, where it was asked.
+        newest_us: of journals of other sites, the greatest stamp that its logs hold.
     """
 
     time_us: int
@@ -210,6 +211,7 @@ class CursorsSeen:
     durable: Cursors | None = None
     acked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     digest: str | None = None
+    newest_us: Mapping[JournalId, int] = field(default_factory=dict)
 
 
 # --- modes
@@ -384,6 +386,7 @@ class Limits:
         tolerance_us: how much later than it happened an event may have been seen.
         max_clock_drift_us: how far ahead of a site's clock a stamp may be.
         clocks_ahead_us: by site, the most that its clock was ahead of the observer's.
+        epoch_us: what the sites' clocks show when the observer's shows 0.
     """
 
     check_interval_us: int = 5_000_000
@@ -396,6 +399,7 @@ class Limits:
     tolerance_us: int = 100_000
     max_clock_drift_us: int = 300_000_000
     clocks_ahead_us: Mapping[str, int] = field(default_factory=dict)
+    epoch_us: int = 0
 
     @property
     def detect_us(self) -> int:

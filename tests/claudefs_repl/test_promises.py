@@ -306,6 +306,11 @@ PLANTED = {
         with_log("alpha", BETA, timestamps_us=[15, 90 * S + 301 * S]),
         {"site": "alpha", "journal": BETA, "seq": 2},
     ),
+    "stamp beyond the drift in the run": (
+        "I17",
+        with_cursors(moment(4, "alpha", ALPHA, {BETA: 1}, newest_us={BETA: 305 * S})),
+        {"site": "alpha", "journal": BETA, "time_us": 4 * S},
+    ),
     "everything sent again": (
         "I18",
         replace(GOOD, work=(replace(GOOD.work[0], duplicate_batches=65),)),
