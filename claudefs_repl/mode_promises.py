@@ -31,6 +31,15 @@ class _Modes:
     def changes(self, site: str, about: str) -> list[ModeSeen]:
         return self._changes.get((site, about), [])
 
+    def steps(self, site: str, about: str) -> Iterator[tuple[ModeSeen, ModeSeen, SiteMode, SiteMode]]:
+        """Changes from one mode to another that reports made: not by hand, and not by a start, which forgets opinions."""
+        own = self.changes(site, site)
+        starts_us = [change.time_us for before, change in pairwise(own) if before.mode is None]
+        for before, change in pairwise(self.changes(site, about)):
+            is_forgotten = any(before.time_us < start_us <= change.time_us for start_us in starts_us)
+            if before.mode and change.mode and not (before.is_forced or change.is_forced or is_forgotten):
+                yield before, change, before.mode, change.mode
+
     def during(self, site: str, about: str, began_us: int, ended_us: int) -> set[SiteMode | None] | None:
         """Every mode in that time; None if the time begins before it was known."""
         times = self._times.get((site, about), [])
@@ -180,20 +189,18 @@ def check_no_flap(seen: Observation) -> Verdict:
     inquiry = Inquiry()
     modes, limits = _Modes(seen), seen.limits
     for site, about in modes.pairs():
-        changes = modes.changes(site, about)
-        for before, change in pairwise(changes):
-            if change.is_forced or before.is_forced or change.mode is None or before.mode is None:
-                continue
+        first = modes.changes(site, about)[0]
+        for before, change, was, became in modes.steps(site, about):
             inquiry.count("changes of a mode")
-            is_down = change.mode.rank < before.mode.rank
+            is_down = became.rank < was.rank
             checks = (limits.failure_threshold if is_down else limits.recovery_threshold) - 1
             least_us = checks * limits.check_interval_us - limits.tolerance_us
             # A site begins as Active in others' eyes, with no report that a threshold could have been counted from.
-            is_first = before is changes[0]
-            if change.time_us - before.time_us < least_us and not is_first:
+            if change.time_us - before.time_us < least_us and before is not first:
+                after_s = (change.time_us - before.time_us) / 1e6
                 what = (
-                    f"{about} became {change.mode.value} {(change.time_us - before.time_us) / 1e6:.3f} s after it had "
-                    f"become {before.mode.value}; that takes {checks + 1} more checks"
+                    f"{about} became {became.value} {after_s:.3f} s after it had become {was.value}; "
+                    f"that takes {checks + 1} more checks"
                 )
                 inquiry.find(what, site=site, time_us=change.time_us)
             if is_down and site != about:
@@ -214,18 +221,12 @@ def check_no_false_death(seen: Observation) -> Verdict:
                 continue
             inquiry.count("disturbances that are too short to matter")
             until_us = ended_us + limits.check_interval_us + limits.probe_timeout_us
-            for change, mode in _falls(modes.changes(site, about)):
-                if began_us <= change.time_us <= until_us:
+            for _, change, was, became in modes.steps(site, about):
+                if became.rank < was.rank and began_us <= change.time_us <= until_us:
                     lasted_s = (ended_us - began_us) / 1e6
-                    what = f"{about} became {mode.value}, after a disturbance of {lasted_s:.3f} s only"
+                    what = f"{about} became {became.value}, after a disturbance of {lasted_s:.3f} s only"
                     inquiry.find(what, site=site, time_us=change.time_us)
     return inquiry.close("I13", "a short pause or delay is not taken for a death")
-
-
-def _falls(changes: list[ModeSeen]) -> Iterator[tuple[ModeSeen, SiteMode]]:
-    for before, change in pairwise(changes):
-        if before.mode and change.mode and change.mode.rank < before.mode.rank and not change.is_forced:
-            yield change, change.mode
 
 
 def _check_cause(seen: Observation, change: ModeSeen, inquiry: Inquiry) -> None:

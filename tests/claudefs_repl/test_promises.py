@@ -453,6 +453,14 @@ def test_an_operators_hand_is_no_flap():
     assert not broken(judge(with_modes(*forced), ["I12"]))
 
 
+def test_an_opinion_that_a_restart_forgot_is_no_step():
+    """A site begins with the best opinion of its peers, however it thought of them before it was killed."""
+    killed = [ModeSeen(round(13.3 * S), "gamma", "gamma", None), ModeSeen(round(13.5 * S), "gamma", "gamma", STANDBY)]
+    fresh = [ModeSeen(round(13.5 * S), "gamma", peer, ACTIVE) for peer in ("alpha", "beta")]
+    assert not broken(judge(with_modes(*killed, *fresh), ["I12"]))
+    assert broken(judge(with_modes(*fresh), ["I12"]))
+
+
 def test_cursors_of_sites_with_no_journal_yet_compare_as_zeros():
     """A journal that is absent is the same as one of which nothing has passed."""
     seen = with_cursors(CursorsSeen(4 * S, "beta", BETA, {ALPHA: (2,), BETA: (1,), GAMMA: (0,)}, {}, digest="d9"))

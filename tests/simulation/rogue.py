@@ -105,7 +105,8 @@ def _seal(link: Link, message: Message) -> bytearray:
 
 def _broken(link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...], now_us: int) -> Message:
     if trick is Trick.OTHERS_TAILS:
-        return Tails({JournalId(SiteId(journal.origin % 2 + 1), journal.incarnation): start}, now_us)
+        others = JournalId(SiteId(journal.origin % 2 + 1), journal.incarnation)
+        return Tails({others: tuple(seq + 1 for seq in start)}, now_us)
     shard = max(range(len(start)), key=start.__getitem__)
     first = {Trick.GAP: start[shard] + 3, Trick.DUPLICATE: max(1, start[shard])}.get(trick, start[shard] + 1)
     stamp_us = now_us + (FAR_AHEAD_US if trick is Trick.STAMP_AHEAD else 0)

@@ -187,7 +187,7 @@ class _Run:
             faults=nemesis.faults,
             tampering=nemesis.tampering,
             disk_losses=nemesis.disk_losses,
-            expected_tree=workload.expected(),
+            expected_tree=workload.expected(but=nemesis.wiped),
             dead_letters_planted=nemesis.dead_letters,
         )
 

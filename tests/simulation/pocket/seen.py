@@ -103,20 +103,34 @@ def _view(view: Any, written: Written, private: set[bytes]) -> tuple[Any, ...]:
 def _conflict(connection: Any, conflict: Any, written: Written) -> ConflictSeen:
     content = expected = None
     if conflict.kind == "content":
-        pieces = [(low, data, high) for low, data, high in lost_data(connection, bytes.fromhex(conflict.id), 0, 10_000)]
-        content = zlib.crc32(repr(pieces).encode())
+        pieces = [(low, high, data) for low, data, high in lost_data(connection, bytes.fromhex(conflict.id), 0, 10_000)]
+        content = zlib.crc32(_by_byte(pieces))
         loser = conflict.loser
         place = JournalId(SiteId(loser.origin), loser.incarnation), loser.shard, loser.seq
         if place in written:
             offset, data = written[place]
-            slices = [(low, data[low - offset : high - offset], high) for low, _, high in pieces]
-            expected = zlib.crc32(repr(slices).encode())
+            expected = zlib.crc32(
+                _by_byte([(low, high, data[low - offset : high - offset]) for low, high, _ in pieces])
+            )
     elif isinstance(conflict.value, bytes):
         content = zlib.crc32(conflict.value)
     what = f"{conflict.object:x} {conflict.detail!r} {conflict.inode:x}"
     return ConflictSeen(
         conflict.id, conflict.kind, what, str(tuple(conflict.loser)), str(tuple(conflict.winner)), content, expected
     )
+
+
+def _by_byte(pieces: list[tuple[int, int, bytes | None]]) -> bytes:
+    """What lost, told so that it does not matter into how many pieces it was cut."""
+    holes = [(low, high) for low, high, data in pieces if data is None]
+    offsets = [at for low, high, data in pieces if data is not None for at in range(low, high)]
+    merged: list[tuple[int, int]] = []
+    for low, high in holes:
+        if merged and merged[-1][1] == low:
+            merged[-1] = (merged[-1][0], high)
+        else:
+            merged.append((low, high))
+    return repr((merged, offsets)).encode() + b"".join(data for _, _, data in pieces if data is not None)
 
 
 def _sums(row: list[Any]) -> ShardSums:

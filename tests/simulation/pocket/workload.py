@@ -68,7 +68,6 @@ class Workload:
         self.submitted: dict[str, set[int]] = defaultdict(set)
         self.private: set[bytes] = set()
         self._known: dict[bytes, str | None] = {}
-        self.lost: set[str] = set()
         rng = random.Random(f"{seed} workload")
         self._pause_s = rng.choice((0.04, 0.15, 0.4))
 
@@ -86,11 +85,12 @@ class Workload:
         """What a private file has now; None if that is not known."""
         self._known[path] = None if content is None else f"{len(content)} bytes {zlib.crc32(content):08x}"
 
-    def expected(self) -> dict[str, str]:
+    def expected(self, *, but: set[str]) -> dict[str, str]:
+        """What private files must show, but for those of hosts that lost their disk."""
         return {
             path.decode(): known
             for path, known in self._known.items()
-            if known is not None and path.split(b"-")[1].decode() not in self.lost
+            if known is not None and path.split(b"-")[1].decode() not in but
         }
 
 
