@@ -1,6 +1,7 @@
 """Hunting: runs seeds over the code in the current directory until one of them is violated. Started by `run`.
 
-Writes one JSON object for each seed on a line of its own: seed, and what was violated or how the run failed, if it did.
+Writes one JSON object for each seed on a line of its own: seed, and what was violated. A run that raises ends the hunt: the
+simulation has to tell what is wrong with the code under test, or the mutant does not count as noticed.
 """
 
 from __future__ import annotations

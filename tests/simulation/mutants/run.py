@@ -34,7 +34,7 @@ class Catch:
     Attributes:
         seeds: how many were run, the last of which caught it if any did.
         is_caught: whether one did.
-        story: the first violation.
+        story: the first violation, or how a run failed to tell any.
     """
 
     name: str
@@ -83,11 +83,11 @@ def try_mutant(
                 raise
             errors = "" if hunting.stderr is None else hunting.stderr.read()
         if hunting.returncode:
-            # The bug keeps the code from even being imported, or takes the whole process with it: that is noticed too.
-            seeds += 1
-            story = f"the process ended with status {hunting.returncode}: {errors.strip().splitlines()[-1:]}"
+            last = next(iter(errors.strip().splitlines()[-1:]), "")
+            story = f"seed {first + seeds} ended with status {hunting.returncode}: {last}"
     known = mutant or Mutant("unmutated", "", "", "", "nothing", "")
-    return Catch(known.name, known.promise, known.breaks, seeds, bool(story), " ".join(story.split())[:STORY_CHARS])
+    is_caught = bool(story) and not hunting.returncode
+    return Catch(known.name, known.promise, known.breaks, seeds, is_caught, " ".join(story.split())[:STORY_CHARS])
 
 
 def _line(catch: Catch) -> str:
@@ -115,7 +115,7 @@ def main(seeds_max: int, first: int, only: Sequence[str], clean: int, as_json: b
     if clean:
         unmutated = try_mutant(None, first=first, seeds_max=clean)
         click.echo(f"unmutated: {unmutated.story or f'{unmutated.seeds} seeds, nothing found'}", err=as_json)
-        if unmutated.is_caught:
+        if unmutated.story:
             sys.exit(2)
     catches = []
     for mutant in chosen:

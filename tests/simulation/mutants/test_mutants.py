@@ -69,9 +69,11 @@ def test_a_bug_is_caught_by_the_first_seed_that_shows_it_and_no_bug_is_not():
     assert (clean.is_caught, clean.seeds) == (False, 9)
 
 
-def test_a_bug_that_ends_the_process_is_caught():
-    """Code that cannot even be imported does not count as having passed."""
-    assert try_mutant(None, seeds_max=1, module="no_such_module").is_caught
+def test_a_simulation_that_does_not_run_has_caught_nothing():
+    """A run that raises has told of no violation: the mutant counts as a survivor, with the reason."""
+    catch = try_mutant(None, seeds_max=1, module="no_such_module")
+    assert not catch.is_caught
+    assert "no_such_module" in catch.story
 
 
 def test_a_survivor_fails_the_campaign(monkeypatch):

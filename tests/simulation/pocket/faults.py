@@ -45,7 +45,7 @@ class Nemesis:
         weights: dict[Callable[[], Awaitable[None]], float] = {
             self._kill: 3,
             self._power: 4,
-            self._power_twice: 2,
+            self._power_twice: 4,
             self._power_all: 1,
             self._partition: 4,
             self._reset: 2,
@@ -117,7 +117,7 @@ class Nemesis:
         host.disk.sync_s = (0.02, 0.2)
         await trio.sleep(self.rng.uniform(0.1, 0.5))
         await self._take_down(host, is_power_loss=False, down_s=0.02)
-        await trio.sleep(self.rng.uniform(0.05, 1.0))
+        await trio.sleep(self.rng.uniform(0.05, 0.7))
         if host.is_up:
             await self._take_down(host, is_power_loss=True, down_s=self.rng.uniform(0.05, 2))
         host.disk.sync_s = (0.0002, 0.004)
@@ -211,6 +211,7 @@ class Nemesis:
         journal = host.recovered.journals.own.journal
 
         async def append() -> None:
+            host.disk.is_full = False
             log = await EntryLog.open(
                 storage=Mount(host.disk),
                 journal=journal,

@@ -54,7 +54,11 @@ class EventLog:
 
 
 class Host:
-    """One site's machine. `observed` is what the run collects of it."""
+    """One site's machine.
+
+    Attributes:
+        glance: called when a site has recovered and heard of nobody yet, and just before one is gone.
+    """
 
     def __init__(
         self, cluster: ClusterConfig, config: SiteConfig, keys: KeyRing, net: Network, disk: Disk, seed: str
@@ -68,10 +72,11 @@ class Host:
         self.clock: ShiftedClock | None = None
         self.running: Any = None
         self.recovered: Any = None
-        self.is_up = self.is_ready = False
+        self.is_up = self.is_ready = self.is_recovered = False
         self.failures: list[str] = []
         self.modes: list[ModeSeen] = []
         self.rejections: list[Rejection] = []
+        self.glance: Callable[[Host], None] = lambda host: None
         self._scope: trio.CancelScope | None = None
         self._mount: Mount | None = None
         self._ended: trio.Event | None = None
@@ -79,7 +84,7 @@ class Host:
         self._streams: list[trio.abc.Stream] = []
 
     def start(self, nursery: trio.Nursery) -> None:
-        self.is_up, self.is_ready = True, False
+        self.is_up, self.is_ready, self.is_recovered = True, False, False
         self._mount = Mount(self.disk)
         self._ended = trio.Event()
         nursery.start_soon(self._live, self._mount, self._ended)
@@ -121,8 +126,9 @@ class Host:
             gate=site._gate,
             logger=self.log,
         )
+        self.site, self.is_recovered = site, True
+        self.glance(self)
         try:
-            self.site = site
             self.running = site._wire(self.recovered)
             await site._serve(self.running)
         finally:
@@ -157,6 +163,7 @@ class Host:
         """The process is gone at once; after a loss of power, with what its disk had not synced."""
         if not self.is_up:
             return
+        self.glance(self)
         self._die(self._mount, is_power_loss=is_power_loss)
         self._scope.cancel()
         with trio.CancelScope(shield=True):
@@ -166,7 +173,7 @@ class Host:
 
     def _die(self, mount: Mount, *, is_power_loss: bool) -> None:
         mount.is_gone = True
-        self.is_up = self.is_ready = False
+        self.is_up = self.is_ready = self.is_recovered = False
         self.net.cut_host(self.config.address, is_power_loss=is_power_loss)
         for stream in self._streams:
             stream.send_stream.close()

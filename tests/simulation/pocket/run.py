@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from claudefs_repl.error import ReplError
 from claudefs_repl.journal import SiteId
 from claudefs_repl.observations import CursorsSeen, Limits, Measure, Observation
 from claudefs_repl.promises import broken, judge
@@ -135,6 +136,7 @@ class _Run:
         converged_us = None
         async with trio.open_nursery() as nursery:
             for host in self.hosts.values():
+                host.glance = self._glance
                 host.start(nursery)
             workload = Workload(self.seed, self.hosts)
             self.nemesis = nemesis = Nemesis(self.seed, self.cluster, self.hosts, self.net, nursery)
@@ -152,7 +154,10 @@ class _Run:
             ends = {}
             for host in self.hosts.values():
                 if host.is_ready:
-                    ends[host.name] = await end_of(host, workload.private)
+                    try:
+                        ends[host.name] = await end_of(host, workload.private)
+                    except ReplError as error:
+                        nemesis.violations.append(f"{host.name} cannot be read: {type(error).__name__}: {error}")
             nursery.cancel_scope.cancel()
         failover = self.cluster.failover
         interval_us = failover.check_interval_ms * 1000
@@ -198,6 +203,12 @@ class _Run:
                 if host.is_ready:
                     self._sample_host(host)
 
+    def _glance(self, host: Host) -> None:
+        """What all hosts hold at the moment at which one has just recovered, or is about to be gone."""
+        for other in self.hosts.values():
+            if other.is_ready or (other is host and host.is_recovered):
+                self._sample_host(other)
+
     def _sample_host(self, host: Host) -> None:
         now_us, journals = _now_us(), host.recovered.journals
         acked = {
@@ -220,6 +231,8 @@ class _Run:
             if record.progress is not None:
                 batches, count = record.progress.batches_in_flight, config.window_batches
                 self.measures.append(Measure(now_us, host.name, "window_batches", batches, count))
+        if not host.is_ready:
+            return
         queue = host.running.writes.statistics()
         self.measures.append(Measure(now_us, host.name, "write_queue_requests", queue.max_buffer_size, QUEUE_MAX))
 

@@ -44,6 +44,7 @@ WEIGHTS = {
     "link": 1,
     "move": 3,
     "remove": 2,
+    "several": 1.5,
     "private": 2,
     "private_again": 0.7,
 }
@@ -153,6 +154,9 @@ class _Client:
             return [made, write, {"op": "name", "inode": -1, "to_parent": 1, "to_name": self.path[1:], "replace": True}]
         if kind == "private_again":
             return [{"op": "create", "parent": 1, "name": self.path[1:], "mode": 0o644, **owner}]
+        if kind == "several":
+            names = [b"x%d" % rng.randrange(300) for _ in range(rng.randrange(2, 6))]
+            return [{"op": "create", "parent": 1, "name": name, "mode": 0o644, **owner} for name in names]
         directory = rng.choice(DIRECTORIES)
         parent = await self._find(client, directory or b"/")
         if parent is None:
