@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,4 +132,6 @@ def main(seeds_max: int, first: int, only: Sequence[str], clean: int, as_json: b
 
 
 if __name__ == "__main__":
+    # A campaign that is stopped takes the hunt and its copy with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()

@@ -1,6 +1,6 @@
 """A pocket cluster for hunting mutants: real sites on a network, disks and clocks in memory, broken from a seed, judged.
 
-`run_seed(seed)` draws a configuration, a workload and faults, runs some twenty virtual seconds, heals everything, waits
+`run_seed(seed)` draws a configuration, a workload and faults, runs fourteen virtual seconds, heals everything, waits
 for convergence and hands what it saw to the checkers of `claudefs_repl.promises`.
 """
 
@@ -39,7 +39,7 @@ from tests.simulation.pocket.network import Network
 from tests.simulation.pocket.seen import end_of
 from tests.simulation.pocket.workload import Workload
 
-DURATION_S = 20.0
+DURATION_S = 14.0
 CONVERGE_S = 45.0
 SAMPLE_S = 0.2
 SHM = Path("/dev/shm")

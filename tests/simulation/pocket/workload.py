@@ -70,7 +70,7 @@ class Workload:
         self.private: set[bytes] = set()
         self._known: dict[bytes, str | None] = {}
         rng = random.Random(f"{seed} workload")
-        self._pause_s = rng.choice((0.04, 0.15, 0.4))
+        self._pause_s = rng.choice((0.08, 0.25))
 
     async def run(self, duration_s: float) -> None:
         with trio.move_on_after(duration_s):
