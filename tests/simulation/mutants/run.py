@@ -24,7 +24,7 @@ from tests.simulation.mutants.table import MUTANTS, Mutant
 SEEDS_MAX = 200
 CLEAN_SEEDS = 20
 """Of the unmutated code: more than most mutants need."""
-SIMULATION = "tests.simulation.pocket.run"
+SIMULATION = "tests.simulation.run"
 STORY_CHARS = 240
 
 
