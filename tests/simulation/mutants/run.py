@@ -24,7 +24,8 @@ from tests.simulation.mutants.table import MUTANTS, Mutant
 SEEDS_MAX = 200
 CLEAN_SEEDS = 20
 """Of the unmutated code: more than most mutants need."""
-SIMULATION = "tests.simulation.run"
+SIMULATIONS = "tests.simulation.run,tests.simulation.pocket.run"
+"""Whole clusters with every fault, and the pocket cluster with forgers and files of which it is known what they show."""
 STORY_CHARS = 240
 
 
@@ -51,7 +52,7 @@ def try_mutant(
     *,
     first: int = 1,
     seeds_max: int = SEEDS_MAX,
-    module: str = SIMULATION,
+    modules: str = SIMULATIONS,
     extra: Callable[[Path], None] = lambda directory: None,
 ) -> Catch:
     """Run seeds over a copy with a mutant's bug, or without any, until one finds something.
@@ -60,7 +61,7 @@ def try_mutant(
         mutant: None for the code as it is.
         first: the first seed.
         seeds_max: how many are tried.
-        module: has `run_seed(seed)`, which returns something with `violations`.
+        modules: with commas between them; each has `run_seed(seed)`, which returns something with `violations`.
         extra: puts more into the copy.
     """
     seeds, story = 0, ""
@@ -68,7 +69,7 @@ def try_mutant(
         directory = Path(name)
         plant(mutant, directory)
         extra(directory)
-        command = [sys.executable, "-m", "tests.simulation.mutants.hunt", module, str(first), str(seeds_max)]
+        command = [sys.executable, "-m", "tests.simulation.mutants.hunt", modules, str(first), str(seeds_max)]
         environment = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
         with subprocess.Popen(
             command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

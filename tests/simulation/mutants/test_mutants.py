@@ -62,16 +62,16 @@ def test_a_mutant_is_planted_in_a_copy_and_nowhere_else(tmp_path):
 
 def test_a_bug_is_caught_by_the_first_seed_that_shows_it_and_no_bug_is_not():
     """The number of seeds is told, and the unmutated code passes all of them."""
-    caught = try_mutant(BY_NAME["clock-goes-back"], seeds_max=9, module="toy", extra=add_toy)
+    caught = try_mutant(BY_NAME["clock-goes-back"], seeds_max=9, modules="toy", extra=add_toy)
     assert (caught.is_caught, caught.seeds) == (True, 3)
     assert "stamps go back" in caught.story
-    clean = try_mutant(None, seeds_max=9, module="toy", extra=add_toy)
+    clean = try_mutant(None, seeds_max=9, modules="toy", extra=add_toy)
     assert (clean.is_caught, clean.seeds) == (False, 9)
 
 
 def test_a_simulation_that_does_not_run_has_caught_nothing():
     """A run that raises has told of no violation: the mutant counts as a survivor, with the reason."""
-    catch = try_mutant(None, seeds_max=1, module="no_such_module")
+    catch = try_mutant(None, seeds_max=1, modules="no_such_module")
     assert not catch.is_caught
     assert "no_such_module" in catch.story
 

@@ -16,16 +16,15 @@ from claudefs_repl.error import DiskFull
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.observations import ModeSeen, Rejection
 from claudefs_repl.topology import ClusterConfig, SiteConfig
-from nodes import site as site_module
 from nodes.client import SiteClient
 from nodes.client_service import ClientService
 from nodes.housekeeper import make_room_to_start
 from nodes.recovery import recover
 from nodes.runtime import ShiftedClock
 from nodes.site import Site
-from nodes.store.sqlite_store import SqliteStore
+from nodes.surroundings import Surroundings
 from protocol.keys import KeyRing
-from tests.simulation.pocket.disk import Disk, Mount
+from tests.simulation.pocket.disk import STORE, Disk, Mount
 from tests.simulation.pocket.network import Network
 
 BEGAN_US = 1_700_000_000_000_000
@@ -37,6 +36,29 @@ class VirtualClock:
 
     def now_us(self) -> int:
         return BEGAN_US + round(trio.current_time() * 1e6)
+
+
+class Runner:
+    """What runs the store's SQLite: inline, after a virtual delay; the disk keeps what is durable."""
+
+    def __init__(self, disk: Disk, rng: random.Random) -> None:
+        self._disk, self._rng = disk, rng
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._rng.uniform(0.00005, 0.0005))
+        return function()
+
+    async def sync(self, path: Path, function: Callable[[], Any]) -> Any:
+        result = await self.run(function)
+        if path.name == STORE and path.parent == self._disk.root:
+            self._disk.keep_store()
+        return result
+
+    async def open(self, path: Path, function: Callable[[], Any]) -> Any:
+        return await self.run(function)
+
+    close = open
 
 
 class EventLog:
@@ -114,9 +136,18 @@ class Host:
     async def _run(self, mount: Mount) -> None:
         cluster, rng = self.cluster, self.rng
         self.clock = ShiftedClock(VirtualClock(), offset_s=self.clock_offset_s)
-        site = Site(
-            cluster, self.config, self.keys, mount, self.clock, rng.randbytes, random.Random(rng.random()), self.log
+        runner = Runner(self.disk, random.Random(rng.random()))
+        around = Surroundings(
+            storage=mount,
+            store_runner=runner,
+            wall_clock=self.clock,
+            entropy=rng.randbytes,
+            rng=random.Random(rng.random()),
+            pid=1,
+            open_clients=lambda: None,
+            make_logger=lambda: self.log,
         )
+        site = Site(cluster, self.config, self.keys, around, self.log)
         await make_room_to_start(mount, site._gate, self.log)
         self.recovered = await recover(
             cluster=cluster,
@@ -125,6 +156,7 @@ class Host:
             entropy=rng.randbytes,
             gate=site._gate,
             logger=self.log,
+            store_runner=runner,
         )
         self.site, self.is_recovered = site, True
         self.glance(self)
@@ -194,46 +226,25 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
 
 
 @contextmanager
-def patched(seed: str, disks: dict[Path, Disk]) -> Iterator[None]:
+def patched(seed: str) -> Iterator[None]:
     """Threads run inline after a virtual delay, client sockets are left out, and the scheduler goes by the seed."""
     rng = random.Random(f"{seed} threads")
-    make_durable = SqliteStore.make_durable
-    saved = (
-        trio.to_thread.run_sync,
-        ClientService.run,
-        site_module.socket_path,
-        trio_run._r,
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING,
-    )
+    saved = trio.to_thread.run_sync, ClientService.run, trio_run._r, trio_run._ALLOW_DETERMINISTIC_SCHEDULING
 
     async def run_sync(function, *args, **_):
         with trio.CancelScope(shield=True):
             await trio.sleep(rng.uniform(0.00005, 0.0005))
         return function(*args)
 
-    async def keep(store):
-        applied = await make_durable(store)
-        disks[store.path.parent].keep_store()
-        return applied
-
-    async def run_service(service, path, *, task_status=trio.TASK_STATUS_IGNORED):
+    async def run_service(service, open_clients, *, task_status=trio.TASK_STATUS_IGNORED):
         task_status.started([])
         await trio.sleep_forever()
 
     trio.to_thread.run_sync = run_sync
-    SqliteStore.make_durable = keep
     ClientService.run = run_service
-    site_module.socket_path = lambda *_: Path("none")
     trio_run._r = random.Random(f"{seed} scheduler")
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
     try:
         yield
     finally:
-        SqliteStore.make_durable = make_durable
-        (
-            trio.to_thread.run_sync,
-            ClientService.run,
-            site_module.socket_path,
-            trio_run._r,
-            trio_run._ALLOW_DETERMINISTIC_SCHEDULING,
-        ) = saved
+        trio.to_thread.run_sync, ClientService.run, trio_run._r, trio_run._ALLOW_DETERMINISTIC_SCHEDULING = saved

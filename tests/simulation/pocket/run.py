@@ -112,17 +112,15 @@ class _Run:
         ids = [site.site_id for site in self.cluster.sites]
         secrets = [PairKey("k1", d, i, rng.randbytes(32)) for d in ids for i in ids if d != i]
         self.hosts: dict[str, Host] = {}
-        disks: dict[Path, Disk] = {}
         for site in self.cluster.sites:
-            disk = disks[site.data_dir] = Disk(site.data_dir, random.Random(f"{seed} disk {site.name}"))
+            disk = Disk(site.data_dir, random.Random(f"{seed} disk {site.name}"))
             own = [key for key in secrets if site.site_id in (key.dialer, key.listener)]
             keys = KeyRing(site.site_id, own, "k1")
             self.hosts[site.name] = Host(self.cluster, site, keys, self.net, disk, str(seed))
-        self.disks = disks
 
     def run(self) -> Outcome:
         clock = trio.testing.MockClock(autojump_threshold=0)
-        with patched(str(self.seed), self.disks):
+        with patched(str(self.seed)):
             observation = trio.run(self._main, clock=clock)
         violations = [str(verdict) for verdict in broken(judge(observation))]
         violations += [f"a site ended: {failure}" for host in self.hosts.values() for failure in host.failures]
