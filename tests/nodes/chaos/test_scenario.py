@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from claudefs_repl.error import ConfigInvalid
@@ -186,3 +190,14 @@ def test_seeds_reach_every_kind_of_fault():
 
     assert kinds() == {kind for kind in KINDS if KINDS[kind].needs is Needs.NOTHING}
     assert kinds(needs=list(Needs)) == set(KINDS)
+
+
+def test_a_seed_gives_the_same_timeline_in_every_process():
+    """Whatever the seed of Python's hashes is."""
+    code = "from nodes.chaos.nemesis import scenario_text; print(scenario_text(11, 1.0))"
+    texts = set()
+    for hash_seed in ("0", "1", "4711"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+        texts.add(done.stdout.decode())
+    assert texts == {scenario_text(11, 1.0) + "\n"}
