@@ -19,6 +19,8 @@ from nodes.snapshots import cursors_from_json
 POLL_S = 0.2
 REMEDY = "claudefs-repl bootstrap"
 """What a site says that it needs when it cannot go on as it is."""
+PATIENCE_S = 6.0
+"""An operator waits so long whether a site that asks for him gets over it by itself, as some say that they may."""
 QUESTION_S = 60.0
 """A digest reads every byte of a small tree."""
 CONFLICTS_PAGE = 500
@@ -44,6 +46,7 @@ class Settled:
         lost_contents: of some conflicts, CRC-32 of the content that lost as each site gave it, by conflict and site.
         refused_contents: why a site did not give one.
         remedies: what an operator had to do.
+        asking_since_s: of the sites that ask for an operator, since when.
     """
 
     took_s: float | None = None
@@ -58,6 +61,7 @@ class Settled:
     lost_contents: dict[str, dict[str, int]] = field(default_factory=dict)
     refused_contents: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
+    asking_since_s: dict[str, float] = field(default_factory=dict)
 
 
 async def heal(stage: Stage) -> None:
@@ -101,7 +105,10 @@ async def _what_is_missing(stage: Stage, settled: Settled) -> str:
             missing.append(f"{name} does not answer")
             continue
         needed = [reason for reason in status["refusing_writes"] if REMEDY in reason]
-        if needed:
+        if not needed:
+            settled.asking_since_s.pop(name, None)
+        elif trio.current_time() - settled.asking_since_s.setdefault(name, trio.current_time()) > PATIENCE_S:
+            del settled.asking_since_s[name]
             settled.remedies.append(f"{name}: {needed[0]}")
             await stage.stop(name)
             await stage.bootstrap(name)
