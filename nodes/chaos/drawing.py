@@ -12,6 +12,8 @@ WIDTH, LEFT, RIGHT = 960, 132, 14
 LANE_HEIGHT = 22
 LINES_HEIGHT = 190
 TICKS = 10
+GAP_S = 2.0
+"""A line is broken where nothing was known for longer."""
 POINTS_MAX = 700
 """Of one line: more than pixels that show it."""
 
@@ -88,9 +90,9 @@ def lines(
         value += step
     parts.append(f'<text class="name" x="8" y="14">{escape(unit)}</text>')
     for i, points in enumerate(series.values()):
-        thinned = thin(points)
-        path = " ".join(f"{axis.x(at):.1f},{_y(value, ceiling, bottom):.1f}" for at, value in thinned)
-        parts.append(f'<polyline class="line c{i % 8}" points="{path}"/>')
+        for run in unbroken(points):
+            path = " ".join(f"{axis.x(at):.1f},{_y(value, ceiling, bottom):.1f}" for at, value in thin(run))
+            parts.append(f'<polyline class="line c{i % 8}" points="{path}"/>')
     parts.append("</svg>")
     return "".join(parts) + legend(list(series))
 
@@ -99,6 +101,16 @@ def legend(names: Sequence[str]) -> str:
     """Which colour is whose."""
     items = "".join(f'<li><i class="c{i % 8}"></i>{escape(name)}</li>' for i, name in enumerate(names))
     return f'<ul class="legend">{items}</ul>'
+
+
+def unbroken(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Points in runs with no gap longer than GAP_S in them."""
+    runs: list[list[tuple[float, float]]] = []
+    for point in points:
+        if not runs or point[0] - runs[-1][-1][0] > GAP_S:
+            runs.append([])
+        runs[-1].append(point)
+    return runs
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

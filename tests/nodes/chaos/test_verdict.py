@@ -20,7 +20,7 @@ from claudefs_repl.promises import judge
 from claudefs_repl.verdict import Ruling
 from nodes.__main__ import cli
 from nodes.chaos.disk_logs import LoggedEntry, LogOnDisk, read_logs
-from nodes.chaos.drawing import POINTS_MAX, nice_step, thin
+from nodes.chaos.drawing import POINTS_MAX, nice_step, thin, unbroken
 from nodes.chaos.faults import FaultRun
 from nodes.chaos.history import History
 from nodes.chaos.observing import JUDGED, observe
@@ -322,6 +322,7 @@ def test_lines_keep_their_peaks_however_many_points_they_have():
     thinned = thin(points)
     assert len(thinned) <= POINTS_MAX
     assert (7777.0, 1000.0) in thinned
+    assert unbroken([(0.0, 1.0), (1.0, 1.0), (9.0, 2.0)]) == [[(0.0, 1.0), (1.0, 1.0)], [(9.0, 2.0)]]
     assert [nice_step(span, 10) for span in (1, 9, 14, 330)] == [0.1, 1, 2, 50]
 
 
