@@ -35,8 +35,8 @@ OPEN_FILES_MAX = 512
 TOLERANCE_US = 500_000
 """A line of a log, a sample and a client's answer are written down so much after what they tell, on a busy machine."""
 REJECTED = ("batch_rejected", "connection_refused", "conduit_refused")
-CORRUPT_TOLD_US = 10_000_000
-"""Refused connections of one kind are told every five seconds; a conduit is dialled anew before that."""
+FOUND_OUT = "bad_"
+"""How the detail of a closed conduit begins when a frame was not what it should be, and not merely cut off."""
 TAMPERED_MIN = 3
 """Flipped bits of one fault in one direction, below which all of them may have been in connections that ended anyway."""
 
@@ -190,7 +190,7 @@ def _measures(run: Run) -> Iterator[Measure]:
 
 def _rejections(run: Run) -> Iterator[Rejection]:
     for event in run.events:
-        if event["event"] in REJECTED or (event["event"] == "conduit_closed" and "frame" in event["detail"]):
+        if event["event"] in REJECTED or (event["event"] == "conduit_closed" and event["detail"].startswith(FOUND_OUT)):
             yield Rejection(event["time_us"], event["site"], str(event.get("code", event["event"])))
 
 
