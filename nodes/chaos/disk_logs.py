@@ -103,7 +103,11 @@ def _read_log(journal: JournalId, directory: Path) -> LogOnDisk:
     paths = sorted(path for path in directory.iterdir() if path.suffix == SEGMENT_SUFFIX)
     for path in paths:
         data = path.read_bytes()
-        header = SegmentHeader.decode(data[:HEADER_BYTES])
+        try:
+            header = SegmentHeader.decode(data[:HEADER_BYTES])
+        except ReplError as error:
+            damage.append(f"the header of {path.name} cannot be read: {error}")
+            continue
         if not firsts:
             firsts = header.next_seqs
         if header.journal != journal:
@@ -113,7 +117,10 @@ def _read_log(journal: JournalId, directory: Path) -> LogOnDisk:
         body = memoryview(data)[HEADER_BYTES:]
         cut = RecordCodec(header.salt).cut(body, position=header.first_position, room=len(body))
         for record in cut.records:
-            entries += _rows_of(journal, Block(record.body))
+            try:
+                entries += _rows_of(journal, Block(record.body))
+            except ValueError as error:
+                damage.append(f"the record at {record.position} of {path.name} holds no block: {error}")
         position = cut.end
         if any(body[position - header.first_position :]):
             damage.append(f"{path.name} has bytes behind its last record, at {position}")

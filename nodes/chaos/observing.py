@@ -10,6 +10,7 @@ from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.observations import (
     Bootstrap,
     ConflictSeen,
+    CursorsSeen,
     DeadLetter,
     Fault,
     HeldLog,
@@ -48,6 +49,9 @@ def observe(run: Run) -> Observation:
     for one in run.faults:
         for site in one.fault.sites if one.fault.kind == "clock" else ():
             offsets[site] = max(offsets.get(site, 0), round(one.fault.options["offset_s"] * 1e6))
+    # Of a site that did not answer in the end, its disk is judged all the same.
+    last = {sample.site: sample.cursors for sample in run.samples if sample.cursors is not None}
+    last.update(run.settled.statuses)
     took_us = None if run.settled.took_s is None else round(run.settled.took_s * 1e6)
     return Observation(
         sites={name: SiteId(i) for i, name in enumerate(scenario.cluster.sites, 1)},
@@ -56,7 +60,7 @@ def observe(run: Run) -> Observation:
         converged_us=None if took_us is None else run.faults_over_us + took_us,
         ended_us=run.ended_us,
         limits=_limits(run, offsets),
-        ends={name: _end(run, name) for name in scenario.cluster.sites if name in run.settled.statuses},
+        ends={name: _end(run, name, last[name]) for name in scenario.cluster.sites if name in last},
         attempts=run.history.attempts,
         submitted={name: frozenset(run.history.submitted.get(name, ())) for name in scenario.cluster.sites},
         cursors=[sample.cursors for sample in run.samples if sample.cursors is not None],
@@ -89,17 +93,18 @@ def _limits(run: Run, offsets: Mapping[str, int]) -> Limits:
     )
 
 
-def _end(run: Run, name: str) -> SiteEnd:
+def _end(run: Run, name: str, seen: CursorsSeen) -> SiteEnd:
     settled = run.settled
-    seen = settled.statuses[name]
-    logs = {journal: log.by_shard() for journal, log in run.logs[name].items()}
+    answered = name in settled.statuses
+    # A log of which not one header can be read holds nothing.
+    logs = {journal: log.by_shard() for journal, log in run.logs[name].items() if log.first_seqs}
     listed = settled.conflicts.get(name)
     letters = settled.dead_letters.get(name)
     return SiteEnd(
         own=seen.own,
         logs=logs,
-        received=seen.received,
-        applied=seen.applied,
+        received=seen.received if answered else None,
+        applied=seen.applied if answered else None,
         digest=settled.digests.get(name),
         tree=settled.trees.get(name),
         conflicts=None if listed is None else tuple(_conflict(run, name, one) for one in listed),

@@ -25,7 +25,6 @@ from nodes.chaos.stage import Note, Stage, open_stage
 from nodes.chaos.workload import Workload
 from nodes.client import ClientError, SiteUnreachable
 from nodes.commands.lab import wait_writable
-from nodes.recovery import STORE_FILE
 from nodes.runtime import SystemClock, socket_candidates
 
 Say = Callable[[str], None]
@@ -121,7 +120,7 @@ async def _gather(run: Run, stage: Stage, workload: Workload, sampler: Sampler) 
     run.disk_losses = stage.disk_losses
     for site in stage.cluster.sites:
         run.logs[site.name] = await trio.to_thread.run_sync(read_logs, site.data_dir)
-        if (site.data_dir / STORE_FILE).exists():
+        if site.name in run.settled.statuses:
             run.sums[site.name] = await trio.to_thread.run_sync(read_store_sums, site.data_dir)
         run.leftovers += find_leftovers(site.name, site.data_dir, socket_candidates(site, stage.cluster))
         memory = (sample.rss_bytes for sample in run.samples if sample.site == site.name)

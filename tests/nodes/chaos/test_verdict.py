@@ -198,6 +198,12 @@ def change_a_tree(run: Run) -> None:
     run.settled.trees["beta"] = {"/f": "5678"}
 
 
+def answer_no_more_and_lose(run: Run) -> None:
+    lose_an_entry(run)
+    cursors = run.settled.statuses.pop("beta")
+    run.samples.append(Sample(BEGAN_US + 4_000_000, "beta", "ActiveReadWrite", cursors=cursors))
+
+
 def serve_while_standby(run: Run) -> None:
     run.events = [event for event in run.events if event["event"] != "mode_changed"]
 
@@ -233,6 +239,7 @@ def not_converge(run: Run) -> None:
         (leave_a_hole, {"P2", "P3"}),
         (invent_an_answer, {"P1", "P2"}),
         (alter_a_content, {"P2", "P6"}),
+        (answer_no_more_and_lose, {"P2"}),
         (change_a_tree, {"P4"}),
         (serve_while_standby, {"P9"}),
         (take_memory, {"P7"}),
@@ -371,7 +378,7 @@ def test_a_real_run_is_judged_from_what_clients_heard_and_disks_hold(real):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("what", ["a byte of a log", "the last segment", "an answer"])
+@pytest.mark.parametrize("what", ["a byte of a log", "the last segment", "a header", "an answer"])
 def test_a_real_run_that_is_tampered_with_afterwards_is_violated(real, what):
     """One altered byte on a disk, a log cut short, or an answer that no site gave."""
     run, directory = real
@@ -391,6 +398,8 @@ def test_a_real_run_that_is_tampered_with_afterwards_is_violated(real, what):
         altered = bytearray(before)
         if what == "a byte of a log":
             altered[used // 2] ^= 1
+        elif what == "a header":
+            altered[:4096] = bytes(4096)
         else:
             altered[4096:used] = bytes(used - 4096)
         segment.write_bytes(altered)
