@@ -105,7 +105,7 @@ class Nemesis:
             machine.is_powered = True
             failure = await machine.bootstrap(self._cluster.plan.cluster, self._cluster.keys[name], self._cluster.root)
         finally:
-            keeping.holds -= 1
+            keeping.holds = max(0, keeping.holds - 1)
         keeping.not_before_s = trio.current_time() + RETRY_S
         if failure is None:
             keeping.needs_bootstrap = False
