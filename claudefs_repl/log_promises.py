@@ -127,12 +127,21 @@ class _Keeping:
         if key not in self._written_again:
             self._written_again[key] = {
                 (op, log.contents.get(seq))
-                for journal, logs in (end.logs or {}).items()
-                if journal.origin == entry.journal.origin and journal != entry.journal
-                for log in logs
+                for log in self._later_logs(entry.journal, end)
                 for seq, op in zip(log.seqs, log.ops, strict=True)
             }
         return (entry.op, entry.content_crc32) in self._written_again[key]
+
+    def _later_logs(self, former: JournalId, end: SiteEnd) -> Iterator[HeldLog]:
+        """What one site has of the other journals of an origin; where it has trimmed them, any site's that still has it."""
+        for journal, logs in (end.logs or {}).items():
+            if journal.origin == former.origin and journal != former:
+                yield from logs
+                for shard, log in enumerate(logs):
+                    others = (other.logs for other in self._seen.ends.values() if other is not end and other.logs)
+                    for held in others:
+                        if log.trimmed and shard < len(held.get(journal, ())):
+                            yield held[journal][shard]
 
     def _is_held_by_any(self, entry: Acknowledged) -> bool:
         """Whether some site has, or had when a disk was lost, so much of the journal: then it was not closed before."""

@@ -386,6 +386,17 @@ def test_an_entry_that_its_origin_wrote_anew_is_not_lost():
     assert not broken(judge(seen, ["P2"]))
 
 
+def test_what_was_written_anew_and_trimmed_at_one_site_is_found_at_another():
+    """A site that has trimmed the later journal has had it: what that said is read where it is still held."""
+    entry = replace(wrote("gamma", GAMMA, 1, 57).entries[0], seq=2, inode=0x302, op=Op.CREATE)
+    attempt = replace(wrote("gamma", GAMMA, 1, 57), entries=(entry,))
+    later = GOOD.ends["gamma"].own
+    log = GOOD.ends["gamma"].logs[later][0]
+    empty = dict.fromkeys(("seqs", "timestamps_us", "inodes", "ops", "crcs"), ())
+    seen = replace(with_log("beta", later, trimmed=log.tail, **empty), attempts=[attempt], disk_losses=())
+    assert not broken(judge(seen, ["P2"]))
+
+
 def test_a_verdict_keeps_the_first_findings_and_counts_all():
     """A broken run does not fill the memory with its findings."""
     lost = tuple(Acknowledged(ALPHA, 0, seq, 0x900, Op.WRITE) for seq in range(5, 405))
