@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
 from claudefs_repl.checkpoint import Cursors
-from claudefs_repl.error import ReplError, SyncFailed, WalCorrupted, WorldError
-from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
+from claudefs_repl.observations import DiskLoss
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SyncCrash
+from tests.simulation.keeper import Keeper
 from tests.simulation.logs import read_tails
-from tests.simulation.machine import Machine
 from tests.simulation.plan import make_rings
 from tests.simulation.schedule import Fault
 from tests.simulation.stranger import play_tricks, run_stranger
 
-LOOK_S = 0.05
 ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "old_copy", "sync_error", "other_key", "bit_rot", "rogue")
 PLANNED_US = 20_000_000
-RETRY_S = 1.0
-"""An operator starts a site that ended by itself again after this."""
-
-
-@dataclass(slots=True)
-class _Keeping:
-    """How one site is kept running.
-
-    Attributes:
-        holds: reasons to leave it down.
-        not_before_s: it is not started earlier.
-    """
-
-    holds: int = 0
-    not_before_s: float = 0.0
-    needs_bootstrap: bool = False
-
-
-@dataclass(slots=True)
-class Done:
-    """What was done in a run, for the checkers."""
-
-    faults: list[FaultSeen] = field(default_factory=list)
-    disk_losses: list[DiskLoss] = field(default_factory=list)
-    damage: list[LogDamage] = field(default_factory=list)
-    tampering: list[Tampering] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    bootstraps: list[str] = field(default_factory=list)
 
 
 class Nemesis:
@@ -61,59 +30,14 @@ class Nemesis:
         done: what it has done.
     """
 
-    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+    def __init__(self, cluster: Cluster, keeper: Keeper) -> None:
         self._cluster = cluster
-        self._nursery = nursery
         self._rng = cluster.world.rng("nemesis")
-        self._keeping = {name: _Keeping() for name in cluster.machines}
+        self.keeper = keeper
         self._ahead_us = dict.fromkeys(cluster.machines, 0)
         self._right_keys = dict(cluster.keys)
         self._under_way: dict[int, tuple[Fault, int]] = {}
-        self.done = Done()
-
-    async def keep_running(self) -> None:
-        """Start sites that are down and may run; make those anew that cannot go on, as an operator would."""
-        while True:
-            for name, machine in self._cluster.machines.items():
-                keeping = self._keeping[name]
-                if machine.process is None and not keeping.holds and trio.current_time() >= keeping.not_before_s:
-                    self._look_at_failure(machine, keeping)
-                    if keeping.needs_bootstrap:
-                        await self.bootstrap(name)
-                    else:
-                        keeping.not_before_s = trio.current_time() + RETRY_S
-                        self._cluster.start(self._nursery, name)
-            await trio.sleep(LOOK_S)
-
-    def _look_at_failure(self, machine: Machine, keeping: _Keeping) -> None:
-        """A site may end by itself only for what the world did; a damaged log is for the operator."""
-        failure, machine.failure = machine.failure, None
-        if failure is None:
-            return
-        self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
-        if isinstance(failure, WalCorrupted | WorldError) and not isinstance(failure, SyncFailed):
-            keeping.needs_bootstrap = True
-        if not isinstance(failure, ReplError):
-            self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
-
-    async def bootstrap(self, name: str) -> None:
-        """Make a site anew from a peer; what fails is tried again later."""
-        machine, keeping = self._cluster.machines[name], self._keeping[name]
-        keeping.holds += 1
-        try:
-            await machine.stop()
-            machine.is_powered = True
-            failure = await machine.bootstrap(self._cluster.plan.cluster, self._cluster.keys[name], self._cluster.root)
-        finally:
-            keeping.holds = max(0, keeping.holds - 1)
-        keeping.not_before_s = trio.current_time() + RETRY_S
-        if failure is None:
-            keeping.needs_bootstrap = False
-            self.done.bootstraps.append(name)
-        else:
-            self._cluster.world.trace.note("bootstrap_failed", name, failure)
-            if not isinstance(failure, ReplError):
-                self.done.failures.append(f"bootstrap of {name}: {type(failure).__name__}: {failure}")
+        self.done = keeper.done
 
     async def run(self, schedule: list[Fault]) -> None:
         """Do each fault at its time, and undo it at its; returns when all are done."""
@@ -172,8 +96,7 @@ class Nemesis:
             if self._cluster.keys[name] is not right:
                 self._cluster.keys[name] = right
                 self._cluster.machines[name].crash(is_power_loss=False)
-        for keeping in self._keeping.values():
-            keeping.holds, keeping.not_before_s = 0, 0.0
+        self.keeper.heal()
 
     def clocks_ahead_us(self) -> dict[str, int]:
         """The most that each clock was ahead of the observer's."""
@@ -188,7 +111,7 @@ class Nemesis:
 
     async def _down(self, names: list[str], down_s: float, *, is_power_loss: bool) -> dict[str, Any]:
         for name in names:
-            self._keeping[name].not_before_s = trio.current_time() + down_s
+            self.keeper.start_after(name, down_s)
             self._cluster.machines[name].crash(is_power_loss=is_power_loss)
         await trio.sleep(down_s)
         return {"sites": tuple(names), "ends_process": True, "is_power_loss": is_power_loss}
@@ -247,45 +170,45 @@ class Nemesis:
 
     async def _bit_rot(self, site: str, down_s: float) -> dict[str, Any]:
         machine = self._cluster.machines[site]
-        self._keeping[site].holds += 1
+        self.keeper.hold(site)
         await machine.stop()
         rotten = machine.disk.rot(".seg")
         self._cluster.world.trace.note("rot", site, rotten)
         if rotten is not None:
             self._note_loss(site)
         await trio.sleep(down_s)
-        self._keeping[site].holds = max(0, self._keeping[site].holds - 1)
+        self.keeper.release(site)
         return {"ends_process": True}
 
     async def _wipe(self, site: str, down_s: float) -> dict[str, Any]:
         machine = self._cluster.machines[site]
-        keeping = self._keeping[site]
-        keeping.holds += 1
+        self.keeper.hold(site)
         machine.crash(is_power_loss=True)
         had_begun = IDENTITY_FILE in machine.disk.files
         machine.disk.wipe()
         self._note_loss(site)
-        keeping.needs_bootstrap = had_begun
+        if had_begun:
+            self.keeper.needs_bootstrap(site)
         await trio.sleep(down_s)
-        keeping.holds = max(0, keeping.holds - 1)
+        self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}
 
     async def _old_copy(self, site: str, age_s: float, down_s: float) -> dict[str, Any]:
         """A site that was stopped for a backup goes on, and later finds the backup in the place of its disk."""
-        machine, keeping = self._cluster.machines[site], self._keeping[site]
-        keeping.holds += 1
+        machine = self._cluster.machines[site]
+        self.keeper.hold(site)
         await machine.stop()
         backup = machine.disk.copy()
-        keeping.holds = max(0, keeping.holds - 1)
+        self.keeper.release(site)
         await trio.sleep(age_s)
         if IDENTITY_FILE not in backup:
             return {"ends_process": True}
-        keeping.holds += 1
+        self.keeper.hold(site)
         machine.crash(is_power_loss=False)
         machine.disk.restore(backup)
         self._note_loss(site)
         await trio.sleep(down_s)
-        keeping.holds = max(0, keeping.holds - 1)
+        self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}
 
     def _note_loss(self, site: str) -> None:
@@ -377,11 +300,11 @@ class Nemesis:
 
     async def _rogue(self, site: str, peer: str) -> dict[str, Any]:
         """Somebody with the site's keys takes its place while it is down; what is answered wrongly is a violation."""
-        self._keeping[site].holds += 1
+        self.keeper.hold(site)
         self._cluster.machines[site].crash(is_power_loss=False)
         wrong = await play_tricks(self._cluster, site, peer, self._right_keys[site])
         self.done.failures += [f"P6: {peer}: {what}" for what in wrong]
-        self._keeping[site].holds = max(0, self._keeping[site].holds - 1)
+        self.keeper.release(site)
         return {"ends_process": True}
 
     # --- clocks and keys

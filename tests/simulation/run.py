@@ -15,6 +15,7 @@ import trio
 from claudefs_repl.observations import CursorsSeen, Measure, Observation
 from claudefs_repl.promises import broken, judge
 from tests.simulation.cluster import Cluster
+from tests.simulation.keeper import Keeper
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import WINDOW_BYTES
 from tests.simulation.observe import observe
@@ -75,9 +76,10 @@ class _Run:
         """Work and faults, then healing, convergence, and an orderly stop."""
         SocketWorld(self.cluster.network).install()
         async with trio.open_nursery() as nursery:
-            nemesis = self.nemesis = Nemesis(self.cluster, nursery)
+            keeper = Keeper(self.cluster, nursery)
+            nemesis = self.nemesis = Nemesis(self.cluster, keeper)
             async with trio.open_nursery() as around:
-                around.start_soon(nemesis.keep_running)
+                around.start_soon(keeper.run)
                 with trio.move_on_after(self.plan.run_s):
                     async with trio.open_nursery() as working:
                         working.start_soon(self.workload.run)
@@ -86,7 +88,7 @@ class _Run:
                 nemesis.finish()
                 nemesis.heal()
                 self.healed_us = self.world.now_us()
-                self.settled = await settle(self.cluster, nemesis, CONVERGE_S)
+                self.settled = await settle(self.cluster, keeper, CONVERGE_S)
                 around.cancel_scope.cancel()
             with trio.move_on_after(STOP_S):
                 async with trio.open_nursery() as stopping:

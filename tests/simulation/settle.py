@@ -14,7 +14,7 @@ from claudefs_repl.observations import CursorsSeen
 from nodes.client import ClientError, SiteClient, SiteUnreachable
 from nodes.snapshots import cursors_from_json
 from tests.simulation.cluster import Cluster
-from tests.simulation.nemesis import Nemesis
+from tests.simulation.keeper import Keeper
 
 POLL_S = 0.25
 ANSWER_S = 2.0
@@ -67,14 +67,14 @@ def cursors_of(cluster: Cluster, name: str, status: Mapping[str, Any]) -> Cursor
     )
 
 
-async def settle(cluster: Cluster, nemesis: Nemesis, limit_s: float) -> Settled:
+async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
     """Wait until the sites are level, for so long; then ask each for its tree, conflicts and the rest."""
     settled = Settled()
     began_s = trio.current_time()
     helped: set[str] = set()
     while trio.current_time() < began_s + limit_s:
         is_late = trio.current_time() > began_s + OPERATOR_AFTER_S
-        settled.missing = await _what_is_missing(cluster, nemesis, helped, is_late)
+        settled.missing = await _what_is_missing(cluster, keeper, helped, is_late)
         if not settled.missing:
             settled.converged_us = cluster.world.now_us()
             break
@@ -84,7 +84,7 @@ async def settle(cluster: Cluster, nemesis: Nemesis, limit_s: float) -> Settled:
     return settled
 
 
-async def _what_is_missing(cluster: Cluster, nemesis: Nemesis, helped: set[str], is_late: bool) -> str:
+async def _what_is_missing(cluster: Cluster, keeper: Keeper, helped: set[str], is_late: bool) -> str:
     """What keeps the sites from being level and writable, in words; a site that needs its operator gets him."""
     reached: list[dict[str, Any]] = []
     missing = []
@@ -97,7 +97,7 @@ async def _what_is_missing(cluster: Cluster, nemesis: Nemesis, helped: set[str],
         refused = any(link["stamps_refused"] or link["cut_off"] for link in status["peers"].values())
         if needed or (is_late and refused and name not in helped):
             helped.add(name)
-            await nemesis.bootstrap(name)
+            await keeper.bootstrap(name)
             return f"{name} was made anew"
         missing += [f"{name} takes no writes: {reason}" for reason in status["refusing_writes"]]
         if status["mode"] != "ActiveReadWrite":

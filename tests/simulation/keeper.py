@@ -1,0 +1,122 @@
+"""Keeps the sites of a run running, as their operators would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from claudefs_repl.error import ReplError, SyncFailed, WorldError
+from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
+from claudefs_repl.observations import Fault as FaultSeen
+from tests.simulation.cluster import Cluster
+from tests.simulation.machine import Machine
+
+LOOK_S = 0.05
+RETRY_S = 1.0
+"""An operator starts a site that ended by itself again after this."""
+
+
+@dataclass(slots=True)
+class _Keeping:
+    """How one site is kept running.
+
+    Attributes:
+        holds: reasons to leave it down.
+        not_before_s: it is not started earlier.
+    """
+
+    holds: int = 0
+    not_before_s: float = 0.0
+    needs_bootstrap: bool = False
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done in a run, for the checkers."""
+
+    faults: list[FaultSeen] = field(default_factory=list)
+    disk_losses: list[DiskLoss] = field(default_factory=list)
+    damage: list[LogDamage] = field(default_factory=list)
+    tampering: list[Tampering] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    bootstraps: list[str] = field(default_factory=list)
+
+
+class Keeper:
+    """Owned by the run.
+
+    Attributes:
+        done: what happened, for the checkers.
+    """
+
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+        self._cluster = cluster
+        self._nursery = nursery
+        self._keeping = {name: _Keeping() for name in cluster.machines}
+        self.done = Done()
+
+    def hold(self, name: str) -> None:
+        """Leave a site down from now on."""
+        self._keeping[name].holds += 1
+
+    def release(self, name: str) -> None:
+        """One reason less to leave it down."""
+        self._keeping[name].holds = max(0, self._keeping[name].holds - 1)
+
+    def start_after(self, name: str, seconds: float) -> None:
+        """Leave a site down for so long."""
+        self._keeping[name].not_before_s = trio.current_time() + seconds
+
+    def needs_bootstrap(self, name: str) -> None:
+        """The site cannot go on as it was."""
+        self._keeping[name].needs_bootstrap = True
+
+    def heal(self) -> None:
+        """Nothing keeps a site down any more."""
+        for keeping in self._keeping.values():
+            keeping.holds, keeping.not_before_s = 0, 0.0
+
+    async def run(self) -> None:
+        """Start sites that are down and may run; make those anew that cannot go on, as an operator would."""
+        while True:
+            for name, machine in self._cluster.machines.items():
+                keeping = self._keeping[name]
+                if machine.process is None and not keeping.holds and trio.current_time() >= keeping.not_before_s:
+                    self._look_at_failure(machine, keeping)
+                    if keeping.needs_bootstrap:
+                        await self.bootstrap(name)
+                    else:
+                        keeping.not_before_s = trio.current_time() + RETRY_S
+                        self._cluster.start(self._nursery, name)
+            await trio.sleep(LOOK_S)
+
+    def _look_at_failure(self, machine: Machine, keeping: _Keeping) -> None:
+        """A site may end by itself only for what the world did; a damaged log is for the operator."""
+        failure, machine.failure = machine.failure, None
+        if failure is None:
+            return
+        self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
+        if isinstance(failure, WorldError) and not isinstance(failure, SyncFailed):
+            keeping.needs_bootstrap = True
+        if not isinstance(failure, ReplError):
+            self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
+
+    async def bootstrap(self, name: str) -> None:
+        """Make a site anew from a peer; what fails is tried again later."""
+        machine, keeping = self._cluster.machines[name], self._keeping[name]
+        keeping.holds += 1
+        try:
+            await machine.stop()
+            machine.is_powered = True
+            failure = await machine.bootstrap(self._cluster.plan.cluster, self._cluster.keys[name], self._cluster.root)
+        finally:
+            keeping.holds = max(0, keeping.holds - 1)
+        keeping.not_before_s = trio.current_time() + RETRY_S
+        if failure is None:
+            keeping.needs_bootstrap = False
+            self.done.bootstraps.append(name)
+        else:
+            self._cluster.world.trace.note("bootstrap_failed", name, failure)
+            if not isinstance(failure, ReplError):
+                self.done.failures.append(f"bootstrap of {name}: {type(failure).__name__}: {failure}")
