@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -41,6 +43,17 @@ def test_every_mutant_still_replaces_one_text_of_the_code_as_it_is(name):
     assert occurrences(mutant) == 1
     assert mutant.old != mutant.new
     ast.parse(mutated(mutant))
+
+
+def test_no_mutant_is_caught_for_a_name_that_is_not_there(tmp_path):
+    """What is put in uses only what its file has: a bug that ends in a NameError would be no bug of a promise."""
+    for mutant in MUTANTS:
+        place = tmp_path / mutant.name / mutant.path
+        place.parent.mkdir(parents=True)
+        place.write_text(mutated(mutant))
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821,E9", str(tmp_path)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_the_list_is_long_enough_and_says_which_promise_notices():
