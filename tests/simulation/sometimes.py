@@ -24,6 +24,8 @@ EVENTS = {
     "link_stalled": "link stalled",
     "batch_rejected": "batch rejected",
 }
+LOCKED_OUT = ("rate_limited", "penalty")
+"""Codes of refusals before a byte was read, because of what went before."""
 
 
 def reached(cluster: Cluster, settled: Settled, refusals: Counter[str]) -> Counter[str]:
@@ -33,7 +35,7 @@ def reached(cluster: Cluster, settled: Settled, refusals: Counter[str]) -> Count
         name = EVENTS.get(event["event"])
         if name is not None:
             found[name] += 1
-        if event["event"] == "connection_refused" and "lock" in str(event.get("code")) + str(event.get("detail")):
+        if event["event"] == "connection_refused" and event["code"] in LOCKED_OUT:
             found["lock-out"] += 1
         if event["event"] == "site_failed" and "did not confirm a sync" in event["reason"]:
             found["sync failure ended a process"] += 1
