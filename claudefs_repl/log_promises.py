@@ -133,14 +133,14 @@ class _Keeping:
         return (entry.op, entry.content_crc32) in self._written_again[key]
 
     def _later_logs(self, former: JournalId, end: SiteEnd) -> Iterator[HeldLog]:
-        """What one site has of the other journals of an origin; where it has trimmed them, any site's that still has it."""
+        """What all sites have of the other journals of an origin: this one may have trimmed or emptied an entry."""
         for journal, logs in (end.logs or {}).items():
             if journal.origin == former.origin and journal != former:
                 yield from logs
-                for shard, log in enumerate(logs):
+                for shard in range(len(logs)):
                     others = (other.logs for other in self._seen.ends.values() if other is not end and other.logs)
                     for held in others:
-                        if log.trimmed and shard < len(held.get(journal, ())):
+                        if shard < len(held.get(journal, ())):
                             yield held[journal][shard]
 
     def _is_held_by_any(self, entry: Acknowledged) -> bool:
