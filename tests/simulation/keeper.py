@@ -13,6 +13,8 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.machine import Machine
 
 LOOK_S = 0.05
+ALARMS = ("peer_ahead_of_origin", "journal_diverged")
+"""After these an operator makes a site anew before it starts again: over a restart it forgets that peers are ahead."""
 RETRY_S = 1.0
 """An operator starts a site that ended by itself again after this."""
 
@@ -79,7 +81,12 @@ class Keeper:
 
     async def run(self) -> None:
         """Start sites that are down and may run; make those anew that cannot go on, as an operator would."""
+        read = 0
         while True:
+            for event in self._cluster.events[read:]:
+                if event["event"] in ALARMS:
+                    self.needs_bootstrap(event["site"])
+            read = len(self._cluster.events)
             for name, machine in self._cluster.machines.items():
                 keeping = self._keeping[name]
                 if machine.process is None and not keeping.holds and trio.current_time() >= keeping.not_before_s:
