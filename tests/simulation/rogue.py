@@ -6,6 +6,7 @@ Nothing that it sends may take effect. Each trick says what it must be answered 
 from __future__ import annotations
 
 import enum
+from contextlib import suppress
 
 import trio
 
@@ -38,11 +39,14 @@ class Trick(enum.Enum):
     OTHERS_TAILS = "it tells where another site's journal ends"
     GAP = "a batch does not follow what is there"
     STAMP_AHEAD = "a stamp is a year ahead"
+    ANOTHER_PAST = "another entry comes in the place of one that is there"
     DUPLICATE = "what is there comes again"
 
 
 NACKS = {Trick.GAP: "gap", Trick.STAMP_AHEAD: "clock_drift"}
 """The codes of the nacks that are due; otherwise the conduit must end without one."""
+AGAIN = (Trick.ANOTHER_PAST, Trick.DUPLICATE)
+"""What is played on an entry that is there: the last one of a shard, whose checksum the site tells."""
 
 
 async def play(
@@ -74,18 +78,20 @@ async def play(
             welcome = await link.expect(Welcome)
         journal = JournalId(identity.site_id, identity.incarnation)
         start = cursor_of(welcome.received, journal, identity.shard_count)
-        if trick is Trick.DUPLICATE and not any(start):
+        if trick in AGAIN and not any(start):
             return None
-        answers = await _converse(link, trick, journal, start, now_us)
+        answers = await _converse(link, trick, journal, start, welcome.last_crcs, now_us)
         return _judge(trick, journal, start, answers)
     finally:
         await link.aclose()
 
 
-async def _converse(link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...], now_us: int) -> list[Message]:
+async def _converse(
+    link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...], crcs: tuple[int, ...], now_us: int
+) -> list[Message]:
     """Play, and ask once more as an honest site does: who still acknowledges that has not ended the conduit."""
     honest = Tails({journal: start}, now_us)
-    message = honest if trick is Trick.REPLAYED else _broken(link, trick, journal, start, now_us)
+    message = honest if trick is Trick.REPLAYED else _broken(link, trick, journal, start, crcs, now_us)
     sealed = _seal(link, message)
     if trick is Trick.ALTERED:
         sealed[len(sealed) // 2] ^= 1
@@ -95,7 +101,9 @@ async def _converse(link: Link, trick: Trick, journal: JournalId, start: tuple[i
         answers += await _answers(link, upto=Ack)
         if trick is Trick.DUPLICATE:
             sealed.clear()
-    await link._stream.send_all(sealed + _seal(link, honest))
+    # What ended the conduit already is in the answers.
+    with suppress(*LINK_ERRORS):
+        await link._stream.send_all(sealed + _seal(link, honest))
     return [*answers, *await _answers(link, upto=Ack if trick is Trick.DUPLICATE else None)]
 
 
@@ -103,14 +111,17 @@ def _seal(link: Link, message: Message) -> bytearray:
     return bytearray(b"".join(link.session.sealer.seal(encode_message(message))))
 
 
-def _broken(link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...], now_us: int) -> Message:
+def _broken(
+    link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...], crcs: tuple[int, ...], now_us: int
+) -> Message:
     if trick is Trick.OTHERS_TAILS:
         others = JournalId(SiteId(journal.origin % 2 + 1), journal.incarnation)
         return Tails({others: tuple(seq + 1 for seq in start)}, now_us)
     shard = max(range(len(start)), key=start.__getitem__)
-    first = {Trick.GAP: start[shard] + 3, Trick.DUPLICATE: max(1, start[shard])}.get(trick, start[shard] + 1)
+    first = start[shard] if trick in AGAIN else start[shard] + (3 if trick is Trick.GAP else 1)
     stamp_us = now_us + (FAR_AHEAD_US if trick is Trick.STAMP_AHEAD else 0)
-    block = _forge(journal.origin, Shard(shard), first, stamp_us, len(start))
+    crc32 = crcs[shard] if trick is Trick.DUPLICATE else None
+    block = _forge(journal.origin, Shard(shard), first, stamp_us, len(start), crc32)
     batch_seq = 2 if trick is Trick.BATCH_SKIPPED else 1
     tag = BatchAuthenticator(link.session.batch_key, journal.origin).sign_body(journal.origin, batch_seq, block.body)
     if trick is Trick.WRONG_TAG:
@@ -118,16 +129,16 @@ def _broken(link: Link, trick: Trick, journal: JournalId, start: tuple[int, ...]
     return Batch(*journal, batch_seq, block.first_seq, block.last_seq, tag, block)
 
 
-def _forge(origin: SiteId, shard: Shard, first_seq: int, stamp_us: int, shard_count: int) -> Block:
-    """A block of one entry that no client asked for, sound in itself."""
+def _forge(origin: SiteId, shard: Shard, first_seq: int, stamp_us: int, shard_count: int, crc32: int | None) -> Block:
+    """A block of one entry that no client asked for, sound in itself unless it is to have the checksum of another."""
     inode = next(
         candidate
         for candidate in (make_inode(origin, stamp_us + step) for step in range(1 << 16))
         if shard_of(candidate, shard_count) == shard
     )
     payload = encode_payload(SetXattr(b"user.forged", CONTENT))
-    crc32 = entry_crc32(first_seq, shard, origin, stamp_us, inode, Op.SET_XATTR, payload)
-    row = NewRow(stamp_us, Op.SET_XATTR, Inode(inode), payload, crc32)
+    own_crc32 = entry_crc32(first_seq, shard, origin, stamp_us, inode, Op.SET_XATTR, payload)
+    row = NewRow(stamp_us, Op.SET_XATTR, Inode(inode), payload, own_crc32 if crc32 is None else crc32)
     return Block.build(shard=shard, first_seq=first_seq, rows=[row], seen=encode_cursors({}, shard_count))
 
 

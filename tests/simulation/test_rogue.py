@@ -8,6 +8,7 @@ import pytest
 
 from claudefs_repl.batch_auth import VALID, BatchAuthenticator
 from claudefs_repl.conduit import ReceiveProgress, Verdict
+from nodes.entry_log import EntryLog
 from nodes.runtime import SystemClock
 from protocol.frames import FrameOpener
 from protocol.messages import Ack, Welcome
@@ -17,13 +18,19 @@ from tests.simulation.rogue import Trick, play
 
 A = 1
 site = hostile_site
+
+
+async def no_crcs(*_, **__):
+    return {}
+
+
 MUTED = {
     Trick.WRONG_TAG: (BatchAuthenticator, "verify_body", lambda *_: VALID),
     Trick.ALTERED: (FrameOpener, "open", lambda self, frame: memoryview(frame)[:-32]),
     Trick.REPLAYED: (FrameOpener, "open", lambda self, frame: memoryview(frame)[:-32]),
     Trick.BATCH_SKIPPED: (ReceiveProgress, "check_batch_seq", lambda *_: None),
     Trick.GAP: (ReceiveProgress, "take", lambda self, journal, block: (Verdict.DUPLICATE, None)),
-    Trick.DUPLICATE: (ReceiveProgress, "take", lambda self, journal, block: (Verdict.GAP, None)),
+    Trick.ANOTHER_PAST: (EntryLog, "crcs", no_crcs),
 }
 """What a site is made to leave undone, so that a trick works."""
 

@@ -165,6 +165,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "I9",
     ),
     Mutant(
+        "past-unchecked",
+        "nodes/conduit_receiver.py",
+        "        if not differing:\n            return\n",
+        "        if differing is not None:\n            return\n",
+        "another entry in the place of one that is there is acknowledged",
+        "P6",
+    ),
+    Mutant(
         "gap-accepted",
         "claudefs_repl/conduit.py",
         "        if block.first_seq > taken + 1:\n",
