@@ -134,7 +134,7 @@ class Housekeeper:
                 await self._recover_disk()
                 continue
             try:
-                if tick % EVIDENCE_EVERY_TICKS == 0:
+                if tick % EVIDENCE_EVERY_TICKS == 0 or self._gate.lasting != self._written.refusing:
                     await self.write_evidence()
                 if tick % DURABLE_EVERY_TICKS == 0:
                     await self._store.make_durable()
@@ -160,7 +160,7 @@ class Housekeeper:
                 acked[site_id] = record.acked
                 durable[own] = join(durable[own], record.acked)
         told = {journal: seqs for record in self._peers.values() for journal, seqs in record.told.items()}
-        evidence = Evidence(durable, acked, self._incarnations.current, told)
+        evidence = Evidence(durable, acked, self._incarnations.current, told, self._gate.lasting)
         if evidence != self._written:
             await write_evidence(self._storage, evidence)
             self._written = evidence

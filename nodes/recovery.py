@@ -72,6 +72,8 @@ async def recover(
     if own is None:
         own = await _begin_journal(cluster, site, storage, entropy)
     evidence = await read_evidence(storage)
+    for name, why in evidence.refusing.items():
+        gate.close(name, why)
     journals = await Journals.open(
         storage=storage,
         settings=LogSettings(cluster.cluster_id, cluster.shards, cluster.journal.segment_bytes),

@@ -13,6 +13,8 @@ DIVERGED = "diverged"
 CLOCK = "clock"
 LACKS_LOG = "lacks_log"
 FORMER = "former"
+LASTING = (PEER_AHEAD, DIVERGED)
+"""Reasons that are in what the data directory holds: they outlast a restart, and go with it or with a bootstrap."""
 
 
 def remedy_anew(site: str, peer: str) -> str:
@@ -62,6 +64,11 @@ class WriteGate:
     def reasons(self) -> tuple[str, ...]:
         """The reasons against writing, without the mode."""
         return tuple(self._reasons.values())
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """The reasons against writing that a restart does not take away, by name."""
+        return {name: self._reasons[name] for name in LASTING if name in self._reasons}
 
     def check_write(self) -> None:
         """Let a write pass.

@@ -292,8 +292,11 @@ async def test_a_site_whose_journal_directory_was_removed_does_not_start(make_la
 
 
 async def test_a_site_restored_from_an_older_copy_takes_no_writes(make_lab: Any) -> None:
-    """Its peers hold more of its journal than it does: not one write is taken from the first moment on, and all is told."""
-    lab = await make_lab()
+    """Its peers hold more of its journal than it does: not one write is taken from the first moment on, and all is told.
+
+    Nor after a restart that meets nobody who could tell it again.
+    """
+    lab = await make_lab(settings={"startup": {"startup_wait_s": 0.5}})
     await lab.ok("write", "alpha:/old", stdin=b"in the copy")
     await lab.converge()
     await lab.launcher.stop("alpha")
@@ -321,6 +324,18 @@ async def test_a_site_restored_from_an_older_copy_takes_no_writes(make_lab: Any)
     await lab.ok("write", "beta:/goes-on", stdin=b"x")
     await lab.converge("beta", "gamma")
     assert (await lab.ok("cat", "gamma:/new")).out == b"not in the copy"
+
+    evidence = lab.data_dir("alpha") / "cursors.json"
+    await lab.until(lambda: "peer_ahead" in evidence.read_text(), "alpha has noted that it must be made anew")
+    for name in lab.names:
+        await lab.launcher.stop(name)
+    await lab.launcher.start("alpha")
+
+    async def goes_on_alone() -> bool:
+        return (await lab.status("alpha"))["mode"] == "ActiveReadWrite"
+
+    await lab.until(goes_on_alone, "alpha goes on without its peers")
+    assert await try_write(lab, "alpha") == "not_writable"
 
 
 async def try_write(lab: Any, name: str) -> str | None:
