@@ -24,12 +24,17 @@ async def no_crcs(*_, **__):
     return {}
 
 
+def pass_over_gaps(progress, journal, block, take=ReceiveProgress.take):
+    """Of the rogue's journal; the honest peer's batches are taken as ever."""
+    return (Verdict.DUPLICATE, None) if journal.origin == A else take(progress, journal, block)
+
+
 MUTED = {
     Trick.WRONG_TAG: (BatchAuthenticator, "verify_body", lambda *_: VALID),
     Trick.ALTERED: (FrameOpener, "open", lambda self, frame: memoryview(frame)[:-32]),
     Trick.REPLAYED: (FrameOpener, "open", lambda self, frame: memoryview(frame)[:-32]),
     Trick.BATCH_SKIPPED: (ReceiveProgress, "check_batch_seq", lambda *_: None),
-    Trick.GAP: (ReceiveProgress, "take", lambda self, journal, block: (Verdict.DUPLICATE, None)),
+    Trick.GAP: (ReceiveProgress, "take", pass_over_gaps),
     Trick.ANOTHER_PAST: (EntryLog, "crcs", no_crcs),
 }
 """What a site is made to leave undone, so that a trick works."""

@@ -30,7 +30,7 @@ from tests.nodes.store.test_conflicts import found_by
 SHARDS = 2
 ORIGINS = (1, 2, 3)
 FILES = tuple(make_inode(origin, 1) for origin in ORIGINS)
-BRISK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+BRISK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 values = st.integers(0, 9)
 names = st.sampled_from([b"user.a", b"user.b"])
