@@ -75,6 +75,7 @@ from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
+_CREATE = int(Op.CREATE)
 ANY_TIME = frozenset({Op.WRITE, Op.TRUNCATE, Op.SET_ATTR, Op.SET_XATTR, Op.REMOVE_XATTR})
 """Operations of which `check_entry` looks at nothing but the object's number."""
 
@@ -241,6 +242,7 @@ class Fold:
         rows: list[tuple[int, int, int, int, Operation]] = []
         (origin, incarnation), shard = journal, block.shard
         body, at = block.body.tobytes(), 0
+        made_by = origin << STAMP_BITS
         sound: set[int] = set()
         is_plain = not self._has_dead_letters and max(block.timestamps) <= TIMESTAMP_US_MAX
         columns = zip(
@@ -264,6 +266,10 @@ class Fold:
                 if inode in sound and op in ANY_TIME and not self._has_dead_letters:
                     # Of such an operation the entry tells nothing more to check than of the one before.
                     operation = decode_payload(op, payload)
+                elif op == _CREATE and is_plain and inode == made_by | timestamp_us and self._belongs(inode, shard):
+                    # Nor of a file whose number is its maker's stamp.
+                    operation = decode_payload(op, payload)
+                    sound.add(inode)
                 else:
                     stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
                     operation = self.operation_of(stamp, op, inode, payload)
@@ -319,6 +325,9 @@ class Fold:
                 journal, block.shard, first_seq=first, last_seq=first + count - 1, seen=seen_table[index]
             )
             first += count
+
+    def _belongs(self, inode: int, shard: int) -> bool:
+        return not self._has_dead_letters and inode <= INODE_MAX and shard_of(inode, self.shard_count) == shard
 
     def operation_of(self, stamp: Stamp, op: int, inode: int, payload: bytes) -> Operation:
         """The operation of an entry that may take effect now.
