@@ -12,7 +12,7 @@ demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparis
 	$(BIN)/claudefs-repl demo
 
 test: $(VENV)/.developed lint ## lint, strict types and tests
-	$(BIN)/python -m pytest -q -n 2 -m "not long"
+	$(BIN)/python -m pytest -q -n 3 -m "not long"
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check
