@@ -127,16 +127,15 @@ def set_xattr(judge: Judge, cause: Cause, inode: int, name: bytes, value: bytes 
 
 def note_named(connection: sqlite3.Connection, cause: Cause, inode: int) -> None:
     """An object has, or had, a name: it is not one that its maker may have abandoned."""
-    if inode >> STAMP_BITS != cause.stamp.origin:
-        note_found(connection, inode)
-        return
     make_known(connection, inode)
-    connection.execute(_NAME, (inode, cause.packed))
+    if inode >> STAMP_BITS == cause.stamp.origin:
+        connection.execute(_NAME, (inode, cause.packed))
+    else:
+        note_found(connection, inode)
 
 
 def note_found(connection: sqlite3.Connection, inode: int) -> None:
-    """Somebody else than its maker has named or changed an object, so the maker has named it somewhere."""
-    make_known(connection, inode)
+    """Somebody else than its maker has named or changed a known object, so the maker has named it somewhere."""
     connection.execute(_FIND, (inode,))
 
 
