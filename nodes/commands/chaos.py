@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import tempfile
@@ -85,9 +86,9 @@ def chaos(
     Exit status: 0 every promise held, 1 one was violated or something expected did not come, 2 the scenario cannot be
     used, 3 it could not run or this machine does not permit it.
     """
-    from nodes.chaos.fault_kinds import Needs  # noqa: PLC0415
-    from nodes.chaos.nemesis import random_scenario  # noqa: PLC0415 - every other command starts faster without it
-    from nodes.chaos.scenario import find_scenario, shipped_scenarios  # noqa: PLC0415
+    from nodes.chaos.fault_kinds import Needs
+    from nodes.chaos.nemesis import random_scenario
+    from nodes.chaos.scenario import find_scenario, shipped_scenarios
 
     if is_list:
         _list(as_json=as_json)
@@ -122,7 +123,7 @@ def chaos(
 
 
 def _list(*, as_json: bool) -> None:
-    from nodes.chaos.scenario import find_scenario, shipped_scenarios  # noqa: PLC0415
+    from nodes.chaos.scenario import find_scenario, shipped_scenarios
 
     scenarios = [find_scenario(name) for name in shipped_scenarios()]
     if as_json:
@@ -150,7 +151,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _list_faults(*, as_json: bool) -> None:
-    from nodes.chaos.fault_kinds import KINDS, Target, options_text  # noqa: PLC0415
+    from nodes.chaos.fault_kinds import KINDS, Target, options_text
 
     targets = {Target.SITES: "site or sites", Target.LINKS: "link or site", Target.CLUSTER: ""}
     if as_json:
@@ -181,8 +182,8 @@ def _list_faults(*, as_json: bool) -> None:
 
 def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bool, as_json: bool) -> str:
     """Run one scenario and tell the verdict; what became of it."""
-    from nodes.chaos.runner import CouldNotRun, why_skipped  # noqa: PLC0415
-    from nodes.chaos.terminal import print_report  # noqa: PLC0415
+    from nodes.chaos.runner import CouldNotRun, why_skipped
+    from nodes.chaos.terminal import print_report
 
     say = _say(as_json)
     say(f"{scenario.name}: {scenario.title}")
@@ -194,7 +195,7 @@ def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bo
     except CouldNotRun as error:
         return _tell_not_run(scenario, [str(error)], "not run", as_json=as_json)
     if as_json:
-        from nodes.chaos.report import report_json  # noqa: PLC0415
+        from nodes.chaos.report import report_json
 
         echo_json(report_json(report))
     else:
@@ -219,10 +220,10 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 
 async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: bool) -> Report:
-    from claudefs_repl.promises import judge  # noqa: PLC0415
-    from nodes.chaos.observing import JUDGED, observe  # noqa: PLC0415
-    from nodes.chaos.report import make_report  # noqa: PLC0415
-    from nodes.chaos.runner import run_scenario  # noqa: PLC0415
+    from claudefs_repl.promises import judge
+    from nodes.chaos.observing import JUDGED, observe
+    from nodes.chaos.report import make_report
+    from nodes.chaos.runner import run_scenario
 
     directory = Path(tempfile.mkdtemp(prefix="claudefs-repl-chaos-"))
     try:
@@ -252,10 +253,8 @@ def _write(report: Report, page: Path | None, output: Path | None, say: Callable
     Raises:
         ConfigInvalid: one cannot be written.
     """
-    import json  # noqa: PLC0415
-
-    from nodes.chaos.page import report_page  # noqa: PLC0415
-    from nodes.chaos.report import report_json  # noqa: PLC0415
+    from nodes.chaos.page import report_page
+    from nodes.chaos.report import report_json
 
     scenario = report.run.scenario
     files: dict[Path, str] = {}
