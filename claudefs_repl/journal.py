@@ -99,8 +99,7 @@ class Stamp(NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes) -> Stamp:
         """The inverse of `pack`."""
-        ts, origin, incarnation, shard, seq = _STAMP.unpack(packed)
-        return cls(ts, SiteId(origin), Incarnation(incarnation), Shard(shard), seq)
+        return cls._make(_STAMP.unpack(packed))
 
 
 _STAMP = struct.Struct(">QQQIQ")

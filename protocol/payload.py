@@ -168,7 +168,23 @@ def _decode_create(fields: tuple[Any, ...]) -> Create | None:
             and 1 <= parent <= INODE_MAX
             and _name(name)
         ):
-            return Create(*fields[1:])
+            return Create(mode, uid, gid, mtime_ns, Inode(parent), name)
+    return None
+
+
+def _decode_attributes(fields: tuple[Any, ...]) -> SetAttr | None:
+    """Likewise new attributes."""
+    if len(fields) == 5:
+        version, mode, uid, gid, mtime_ns = fields
+        if (
+            type(version) is int
+            and version == VERSION
+            and (mode is None or (type(mode) is int and 0 <= mode <= MODE_MAX))
+            and (uid is None or (type(uid) is int and 0 <= uid <= ID_MAX))
+            and (gid is None or (type(gid) is int and 0 <= gid <= ID_MAX))
+            and (mtime_ns is None or (type(mtime_ns) is int and -TIME_NS_LIMIT <= mtime_ns < TIME_NS_LIMIT))
+        ):
+            return SetAttr(mode, uid, gid, mtime_ns)
     return None
 
 
@@ -224,8 +240,9 @@ _length = _int_up_to(FILE_BYTES_MAX)
 _QUICK: dict[int, Callable[[tuple[Any, ...]], Operation | None]] = {
     Op.WRITE: _decode_write,
     Op.CREATE: _decode_create,
+    Op.SET_ATTR: _decode_attributes,
 }
-"""Nearly all entries are writes and new files: they take a short way."""
+"""Nearly all entries are writes, new files and their attributes: they take a short way."""
 _SCHEMAS: dict[int, tuple[Callable[..., Operation], tuple[Callable[[Any], bool], ...]]] = {
     Op.CREATE: (Create, (_mode, _id, _id, _time, _optional(_inode), _optional(_name))),
     Op.UNLINK: (Unlink, (_optional(_inode), _optional(_name), _bool)),

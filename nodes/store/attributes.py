@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
+from typing import Any
 
 from claudefs_repl.journal import STAMP_BITS
 from claudefs_repl.operations import SetAttr
@@ -32,17 +34,11 @@ _MAKE_KNOWN = (
     )
     + " WHERE inode = ?1 AND made < ?3"
 )
-_SET = (
-    "UPDATE inode SET "
-    + ", ".join(
-        f"{field} = CASE WHEN ?{number} IS NOT NULL AND max(made, {stamp}) < ?6 THEN ?{number} ELSE {field} END, "
-        f"{stamp} = CASE WHEN ?{number} IS NOT NULL AND max(made, {stamp}) < ?6 THEN ?6 ELSE {stamp} END"
-        for number, (field, stamp) in enumerate(_STAMPED, 2)
-    )
-    + " WHERE inode = ?1"
-)
-_FIELDS = "SELECT mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
-_TOUCH = "UPDATE inode SET mtime_ns = ?2, mtime_stamp = ?3 WHERE inode = ?1 AND max(made, mtime_stamp) < ?3"
+_SET = {
+    field: f"UPDATE inode SET {field} = ?2, {stamp} = ?3 WHERE inode = ?1 AND max(made, {stamp}) < ?3"
+    for field, stamp in _STAMPED
+}
+_FIELDS = "SELECT named, named_stamp, mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
 _SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
 _SET_XATTR = (
     "INSERT INTO xattr(inode, name, stamp, value) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
@@ -76,27 +72,24 @@ def make_known(connection: sqlite3.Connection, inode: int) -> None:
 
 def set_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
     """Change the attributes that are not None, where the change is the latest."""
+    row = judge.connection.execute(_FIELDS, (inode,)).fetchone()
+    named, named_stamp, *there = row or (Named.NOT, *(b"",) * 7)
+    judge.note_named(inode, named, named_stamp)
     if not judge.is_of_making(inode, cause.packed):
-        _judge_attributes(judge, cause, inode, fields)
-    _set_attributes(judge.connection, inode, cause.packed, fields)
+        _judge_attributes(judge, cause, inode, fields, there)
+    if row is None:
+        make_known(judge.connection, inode)
+    for (field, _), value in zip(_STAMPED, (fields.mode, fields.uid, fields.gid, fields.mtime_ns), strict=True):
+        if value is not None:
+            judge.connection.execute(_SET[field], (inode, value, cause.packed))
 
 
-def _set_attributes(connection: sqlite3.Connection, inode: int, stamp: bytes, fields: SetAttr) -> None:
-    parameters = (inode, fields.mode, fields.uid, fields.gid, fields.mtime_ns, stamp)
-    if not connection.execute(_SET, parameters).rowcount:
-        make_known(connection, inode)
-        connection.execute(_SET, parameters)
-
-
-def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
-    row = judge.connection.execute(_FIELDS, (inode,)).fetchone() or (b"",) * 6
-    there = {"mode": row[:2], "uid": row[2:4], "gid": row[4:6]}
-    for name, (stamp, value) in there.items():
-        new = getattr(fields, name)
+def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr, there: Sequence[Any]) -> None:
+    news = ((b"mode", fields.mode), (b"uid", fields.uid), (b"gid", fields.gid))
+    for (name, new), stamp, value in zip(news, there[::2], there[1::2], strict=True):
         if new is not None:
             # Whoever changes an object has seen its making.
-            known = (stamp, value) if stamp else None
-            judge.set_value(Target(inode, Facet.FIELD, name.encode()), cause, new, known)
+            judge.set_value(Target(inode, Facet.FIELD, name), cause, new, (stamp, value) if stamp else None)
     if fields.mtime_ns is not None:
         # A write moves the time as well, and is no rival: so the table does not tell who set it.
         target = Target(inode, Facet.FIELD, b"mtime_ns")
@@ -106,9 +99,9 @@ def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -
 
 def set_mtime(connection: sqlite3.Connection, inode: int, stamp: bytes, mtime_ns: int) -> None:
     """Change the time of the last change, where the change is the latest."""
-    if not connection.execute(_TOUCH, (inode, mtime_ns, stamp)).rowcount:
+    if not connection.execute(_SET["mtime_ns"], (inode, mtime_ns, stamp)).rowcount:
         make_known(connection, inode)
-        connection.execute(_TOUCH, (inode, mtime_ns, stamp))
+        connection.execute(_SET["mtime_ns"], (inode, mtime_ns, stamp))
 
 
 def set_length(connection: sqlite3.Connection, inode: int, stamp: bytes, length: int) -> None:

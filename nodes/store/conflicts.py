@@ -95,10 +95,9 @@ class Loser(NamedTuple):
 
 
 _HEAD = struct.Struct(">QBI")
-_FIND = "SELECT winner FROM conflict WHERE id = ?"
 _INSERT = (
     "INSERT INTO conflict(id, object, facet, detail, kind, loser, run, winner, inode, parent, name, value) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 )
 _RAISE = "UPDATE conflict SET kind = ?2, winner = ?3, parent = ?4, name = ?5 WHERE id = ?1 AND winner < ?3"
 _DECIDE = "UPDATE conflict SET kind = ?2, winner = ?3 WHERE id = ?1"
@@ -134,11 +133,8 @@ class ConflictList:
     def lose(self, target: Target, kind: ConflictKind, loser: Loser, winner: bytes) -> bytes:
         """An entry has lost to another, or to one more; the conflict's id."""
         number = conflict_id(target, loser.stamp)
-        if self._connection.execute(_FIND, (number,)).fetchone() is None:
-            self._connection.execute(
-                _INSERT,
-                (number, *target, kind, loser.stamp, loser.run, winner, *loser[2:]),
-            )
+        row = (number, *target, kind, loser.stamp, loser.run, winner, *loser[2:])
+        if self._connection.execute(_INSERT, row).rowcount:
             self._watch(target.object, target.facet)
             self.found[number] = None
         else:

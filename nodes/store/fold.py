@@ -187,7 +187,7 @@ class Fold:
         for (_, seen), inodes in self._modified.items():
             for inode, stamp in inodes.items():
                 cause = Cause(Stamp.unpack(stamp), stamp, seen, self.causality.name_of(seen), is_local=False)
-                if inode >> STAMP_BITS != cause.stamp.origin:
+                if inode >> STAMP_BITS != cause.stamp.origin and not self.judge.is_named(inode):
                     note_found(self.connection, inode)
                 if not self.judge.is_of_making(inode, stamp):
                     self.judge.modify(inode, cause)
@@ -288,14 +288,13 @@ class Fold:
 
     def _take_short_way(self, stamp: bytes, modified: dict[int, bytes], inode: int, operation: Operation) -> bool:
         """Whether an entry, no write, is one of the many that need no judging, and is gathered."""
+        if type(operation) is Create:  # most of all, so not by a pattern
+            place = _place(operation.parent, operation.name)
+            named = Named.NOT if place is None else Named.BY_MAKER
+            mode, uid, gid, mtime_ns = operation.mode, operation.uid, operation.gid, operation.mtime_ns
+            made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
+            return self._bulk.add_object(made, place)
         match operation:
-            case Write():
-                return False
-            case Create(mode, uid, gid, mtime_ns, parent, name):
-                place = _place(parent, name)
-                named = Named.NOT if place is None else Named.BY_MAKER
-                made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
-                return self._bulk.add_object(made, place)
             case Symlink(uid, gid, mtime_ns, parent, name, target):
                 place = _place(parent, name)
                 named = Named.NOT if place is None else Named.BY_MAKER

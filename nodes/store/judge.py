@@ -29,6 +29,7 @@ _RECALL = (
     "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? AND detail = ? ORDER BY stamp"
 )
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
+_FORGET_ALL = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ?"
 _RECALL_RUNS = (
     "SELECT detail, stamp, high, value, name FROM recent WHERE object = ? AND facet = ? AND detail < ? AND high > ? "
     "ORDER BY detail, stamp"
@@ -42,8 +43,11 @@ CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
 _LEFT = b"left"
 _COVERED = b"covered"
 _NAMED = "SELECT named, named_stamp FROM inode WHERE inode = ?"
-_WATCHED = "SELECT DISTINCT object, facet FROM recent UNION ALL SELECT DISTINCT object, facet FROM conflict"
-_FACET_BITS = 4
+_REMEMBERED = "SELECT DISTINCT object, facet FROM recent"
+_CONTESTED = "SELECT DISTINCT object, facet FROM conflict"
+_FACET_BITS = 5
+_CONFLICT = 1 << _FACET_BITS - 1
+"""Set in the keys of facets that have a conflict; they are watched without it as well."""
 WATCHED_MAX = 200_000
 """Keys of a set: about 15 MiB."""
 _BLOOM_BITS = 25
@@ -91,7 +95,13 @@ class Watched:
 
     def has(self, inode: int, facet: Facet) -> bool:
         """Whether something may be there to look up."""
-        key = inode << _FACET_BITS | facet
+        return self._has(inode << _FACET_BITS | facet)
+
+    def has_conflict(self, inode: int, facet: Facet) -> bool:
+        """Whether what may be there may be a conflict."""
+        return self._has(inode << _FACET_BITS | facet | _CONFLICT)
+
+    def _has(self, key: int) -> bool:
         if self._bits is None:
             return key in self._keys
         one, other = _bits_of(key)
@@ -101,6 +111,11 @@ class Watched:
         """Watch one more."""
         self._add(inode << _FACET_BITS | facet)
 
+    def add_conflict(self, inode: int, facet: Facet) -> None:
+        """Watch one more that has a conflict."""
+        self._add(inode << _FACET_BITS | facet)
+        self._add(inode << _FACET_BITS | facet | _CONFLICT)
+
     def reload(self, connection: sqlite3.Connection, forgotten: int) -> None:
         """Watch just what must be, after so many more changes were forgotten; for a filter they must be many."""
         self._forgotten += forgotten
@@ -109,8 +124,10 @@ class Watched:
 
     def _load(self, connection: sqlite3.Connection) -> None:
         self._keys, self._bits, self._forgotten = set(), None, 0
-        for inode, facet in connection.execute(_WATCHED):
-            self._add(inode << _FACET_BITS | facet)
+        for inode, facet in connection.execute(_REMEMBERED):
+            self.add(inode, facet)
+        for inode, facet in connection.execute(_CONTESTED):
+            self.add_conflict(inode, facet)
 
     def _add(self, key: int) -> None:
         if self._bits is None:
@@ -157,8 +174,18 @@ class Judge:
         self.shard_count = shard_count
         self.watched = watched
         self.has_tombs, self.has_trash = map(bool, connection.execute(_HAS).fetchone())
-        self.conflicts = ConflictList(connection, watched.add)
+        self.conflicts = ConflictList(connection, watched.add_conflict)
         self.connection = connection
+        self._named: dict[int, bytes] = {}
+
+    def note_named(self, inode: int, named: int, stamp: bytes) -> None:
+        """What an object's row tells of its naming: once its maker has named it, that stays."""
+        if named == Named.BY_MAKER:
+            self._named[inode] = stamp
+
+    def is_named(self, inode: int) -> bool:
+        """Whether the maker of an object is known to have named it; if not, the table may still tell so."""
+        return inode in self._named
 
     def is_shared(self, inode: int, cause: Cause) -> bool:
         """Whether bytes of an object can be written concurrently: not while only its maker knows of it."""
@@ -171,8 +198,13 @@ class Judge:
         """Whether an entry on an object, applied or about to be, is its maker's from before the maker named it."""
         if inode >> STAMP_BITS != int.from_bytes(packed[8:16], "big"):
             return False
-        row = self.connection.execute(_NAMED, (inode,)).fetchone()
-        return row is not None and (row[0] != Named.BY_MAKER or packed < row[1])
+        named_stamp = self._named.get(inode)
+        if named_stamp is None:
+            row = self.connection.execute(_NAMED, (inode,)).fetchone()
+            if row is None or row[0] != Named.BY_MAKER:
+                return row is not None
+            named_stamp = self._named[inode] = row[1]
+        return packed < named_stamp
 
     def is_name_watched(self, directory: int) -> bool:
         """Whether a claim to a name in a directory may have something to meet beside the claims in the tree."""
@@ -207,7 +239,7 @@ class Judge:
         """A field or extended attribute is set; `there` is what the tree has, with its stamp."""
         inode, stamp = target.object, cause.packed
         rivals = self.recall(target)
-        if self.watched.has(inode, target.facet):
+        if self.watched.has_conflict(inode, target.facet):
             self.conflicts.cover(target, cause)
         if there is not None:
             rivals.append(Memory(there[0], inode, None, None, there[1]))
@@ -268,7 +300,7 @@ class Judge:
         kind: Callable[[Memory], ConflictKind | None],
     ) -> None:
         """Compare with rivals whose order of arrival is that of no shard: each may come before what it covers."""
-        if self.watched.has(target.object, target.facet):
+        if self.watched.has_conflict(target.object, target.facet):
             self.conflicts.cover(target, cause)
         if not rivals:
             return
@@ -295,9 +327,9 @@ class Judge:
     def modify(self, inode: int, cause: Cause) -> None:
         """Bytes or attributes of an object were changed: a removal of its last name that had not seen it is a conflict."""
         target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
-        for earlier in self.recall(target):
-            self.connection.execute(_FORGET, (*target, earlier.stamp))
         if self.watched.has(inode, Facet.BEING):
+            self.connection.execute(_FORGET_ALL, target)
+        if self.watched.has_conflict(inode, Facet.BEING):
             self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
         for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
             if self.causality.is_concurrent(cause, removal.stamp):
@@ -308,7 +340,7 @@ class Judge:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""
         target = Target(directory, Facet.EMPTY, b"")
         others = self.recall(target)
-        if self.watched.has(directory, Facet.EMPTY):
+        if self.watched.has_conflict(directory, Facet.EMPTY):
             self.conflicts.cover(target, cause)
         mine = Loser(cause.packed, cause.run, directory)
         if not any(other.stamp > cause.packed and self.causality.is_same_run(cause, other.stamp) for other in others):

@@ -90,7 +90,7 @@ def fold_removal(judge: Judge, cause: Cause, child: int) -> None:
 
 def _remember(judge: Judge, cause: Cause, child: int) -> None:
     """Have the moves of a directory looked at again when this one is stable."""
-    if judge.watched.has(child, Facet.PLACE):
+    if judge.watched.has_conflict(child, Facet.PLACE):
         judge.conflicts.cover(Target(child, Facet.PLACE, b""), cause)
     judge.remember(Target(child, Facet.PLACE, b""), Memory(cause.packed, child, None, None, None))
 
@@ -228,7 +228,7 @@ def _judge_places(judge: Judge, child: int) -> None:
             kind = ConflictKind.MOVE_DELETE if is_removal else ConflictKind.MOVE
             losers[move.stamp] = kind, loser, rivals[-1].stamp
     target = Target(child, Facet.PLACE, b"")
-    if losers or judge.watched.has(child, Facet.PLACE):
+    if losers or judge.watched.has_conflict(child, Facet.PLACE):
         judge.conflicts.decide(target, losers, {move.stamp for move in moves})
 
 
