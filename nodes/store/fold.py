@@ -9,20 +9,18 @@ a dead letter, here and at every other site alike. What a dead letter holds up i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from claudefs_repl.block import ROW_HEAD_BYTES, SUPERSEDED, Block, unpack_row_head
+from claudefs_repl.block import ROW_HEAD_BYTES, Block, unpack_row_head
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import (
-    ROOT_INODE,
     STAMP_BITS,
     JournalId,
     Op,
     Stamp,
     entry_crc32,
-    make_inode,
     pack_stamp,
     shard_of,
 )
@@ -40,7 +38,6 @@ from claudefs_repl.operations import (
     Unlink,
     Write,
 )
-from claudefs_repl.sync import SUPERSEDABLE
 from nodes.store.attributes import (
     give_up,
     make_object,
@@ -69,15 +66,12 @@ from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
 from nodes.store.schema import Kind, Named, read_applied, read_meta, write_applied, write_meta
+from nodes.store.soundness import ANY_TIME, TIMESTAMP_US_MAX, check_entry, check_superseded
 from nodes.store.sums import JournalSums, read_sums, write_sums
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
-TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
-"""An inode number holds no greater stamp; the year 2112."""
 SYMLINK_MODE = 0o777
 _CREATE = int(Op.CREATE)
-ANY_TIME = frozenset({Op.WRITE, Op.TRUNCATE, Op.SET_ATTR, Op.SET_XATTR, Op.REMOVE_XATTR})
-"""Operations of which `check_entry` looks at nothing but the object's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +178,19 @@ class Fold:
         for inode, stamp in mtimes:
             set_mtime(self.connection, inode, stamp, _time_ns(stamp))
         self._mtimes.clear()
+        self.judge.modify(self._all_modified())
+        self._modified.clear()
+
+    def _all_modified(self) -> Iterator[tuple[int, Cause]]:
+        """What was changed and does not belong to a making, each object with the last change of a run."""
         for (_, seen), inodes in self._modified.items():
+            name = self.causality.name_of(seen)
             for inode, stamp in inodes.items():
-                cause = Cause(Stamp.unpack(stamp), stamp, seen, self.causality.name_of(seen), is_local=False)
+                cause = Cause(Stamp.unpack(stamp), stamp, seen, name, is_local=False)
                 if inode >> STAMP_BITS != cause.stamp.origin and not self.judge.is_named(inode):
                     note_found(self.connection, inode)
                 if not self.judge.is_of_making(inode, stamp):
-                    self.judge.modify(inode, cause)
-        self._modified.clear()
+                    yield inode, cause
 
     def found_conflicts(self) -> list[Conflict]:
         """The conflicts that came since this was last asked and are there still."""
@@ -462,52 +461,3 @@ def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[li
         if place is not None:
             claims.append(place)
     return makings, claims
-
-
-def check_superseded(stamp: Stamp, inode: int, op: int, flags: int, payload: bytes, shard_count: int) -> None:
-    """Refuse an entry with flags that is no superseded one (`claudefs_repl.sync`).
-
-    Raises:
-        EntryUnsound: it has a payload or is of a kind that is never emptied, it breaks a rule for every entry, or its
-            flags say something else.
-    """
-    if flags != SUPERSEDED or payload or op not in SUPERSEDABLE:
-        raise EntryUnsound(f"flags {flags:#x} on {Op(op).name} with {len(payload)} bytes of payload are not known")
-    check_entry(stamp, inode, None, shard_count)
-
-
-def check_entry(stamp: Stamp, inode: int, operation: Operation | None, shard_count: int) -> None:
-    """Refuse an entry that no sound site writes, by rules that look at nothing but the entry.
-
-    Raises:
-        EntryUnsound: it breaks a rule on which convergence rests.
-    """
-    if not 1 <= inode <= INODE_MAX:
-        raise EntryUnsound(f"inode {inode} is out of range")
-    if stamp.timestamp_us > TIMESTAMP_US_MAX:
-        raise EntryUnsound(f"stamp {stamp.timestamp_us} is out of range")
-    if shard_of(inode, shard_count) != stamp.shard:
-        raise EntryUnsound(f"inode {inode:x} does not belong into shard {stamp.shard}")
-    match operation:
-        case Create() | MkDir() | Symlink():
-            if inode != make_inode(stamp.origin, stamp.timestamp_us):
-                raise EntryUnsound(f"inode {inode:x} is not the number that its stamp gives")
-            if isinstance(operation, MkDir):
-                _check_parent(stamp, operation.parent)
-        case Unlink() | Rename() | Link():
-            is_root = inode == ROOT_INODE
-            if isinstance(operation, Unlink) and operation.parent is None and inode >> STAMP_BITS != stamp.origin:
-                raise EntryUnsound("a file without a name is given up by the site that made it")
-            if isinstance(operation, Rename):
-                is_root = is_root or any(replaced.inode == ROOT_INODE for replaced in operation.replaced)
-                if operation.is_dir:
-                    _check_parent(stamp, operation.to_parent)
-            if is_root:
-                raise EntryUnsound("the root is neither named nor removed")
-        case _:
-            pass
-
-
-def _check_parent(stamp: Stamp, parent: int) -> None:
-    if parent & TIMESTAMP_US_MAX >= stamp.timestamp_us:
-        raise EntryUnsound("a directory is placed into one that is younger than the entry")

@@ -324,17 +324,28 @@ class Judge:
                 self._lose_being(modification.stamp, self._run_of(modification.stamp), removal)
         self.remember(Target(removal.inode, Facet.REMOVED, b""), removal)
 
-    def modify(self, inode: int, cause: Cause) -> None:
-        """Bytes or attributes of an object were changed: a removal of its last name that had not seen it is a conflict."""
-        target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
-        if self.watched.has(inode, Facet.BEING):
-            self.connection.execute(_FORGET_ALL, target)
-        if self.watched.has_conflict(inode, Facet.BEING):
-            self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
-        for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
-            if self.causality.is_concurrent(cause, removal.stamp):
-                self._lose_being(cause.packed, cause.run, removal)
-        self.remember(target, Memory(cause.packed, inode, None, None, None))
+    def modify(self, modified: Iterable[tuple[int, Cause]]) -> None:
+        """Bytes or attributes of objects were changed: a removal of one's last name that had not seen it is a conflict.
+
+        Args:
+            modified: objects with the last change of each run; no object twice with one run.
+        """
+        outdated: list[Target] = []
+        kept: list[tuple[Any, ...]] = []
+        for inode, cause in modified:
+            target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
+            if self.watched.has(inode, Facet.BEING):
+                outdated.append(target)
+            if self.watched.has_conflict(inode, Facet.BEING):
+                self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
+            for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
+                if self.causality.is_concurrent(cause, removal.stamp):
+                    self._lose_being(cause.packed, cause.run, removal)
+            if not self.causality.is_stable(cause.packed):
+                kept.append((*target, cause.packed, None, inode, None, None, None))
+                self.watched.add(inode, Facet.BEING)
+        self.connection.executemany(_FORGET_ALL, outdated)
+        self.connection.executemany(_REMEMBER, kept)
 
     def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""

@@ -25,7 +25,7 @@ from claudefs_repl.operations import (
     Write,
 )
 from nodes.store import local
-from nodes.store.fold import check_entry
+from nodes.store.soundness import check_entry
 from nodes.store.view import conflict_name
 from protocol.payload import OP_OF, PayloadInvalid, decode_payload, encode_payload
 
