@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import click
 
-from nodes.commands import (
-    bench,
-    bootstrap,
-    chaos,
-    cluster,
-    conflicts,
-    demo,
-    files,
-    identity,
-    keys,
-    ledger,
-    observe,
-    operate,
-)
 from nodes.commands.common import ReplGroup, config_option, examples
+
+COMMANDS = {
+    "nodes.commands.cluster": ("init", "up", "down", "node", "fault", "rebuild", "completion"),
+    "nodes.commands.files": (
+        *("put", "get", "ls", "stat", "cat", "write", "mkdir", "rm", "mv", "ln", "chmod", "chown"),
+    ),
+    "nodes.commands.identity": ("identity",),
+    "nodes.commands.conflicts": ("conflicts",),
+    "nodes.commands.observe": ("status", "verify", "logs"),
+    "nodes.commands.ledger": ("trace", "deadletters"),
+    "nodes.commands.operate": ("reload", "unblock", "mode", "events"),
+    "nodes.commands.bootstrap": ("bootstrap", "clock"),
+    "nodes.commands.keys": ("keys",),
+    "nodes.commands.demo": ("demo",),
+    "nodes.commands.bench": ("bench",),
+    "nodes.commands.chaos": ("chaos",),
+}
+"""The commands of each module."""
 
 
 @click.group(
     cls=ReplGroup,
+    modules=COMMANDS,
     params=[config_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples(
@@ -40,11 +45,6 @@ def cli() -> None:
     Exit status: 0 yes, 1 no or in part, 2 usage or configuration, 3 a site is not reachable or not writable, 130
     interrupted by Ctrl-C.
     """
-
-
-for _module in (cluster, files, identity, conflicts, observe, ledger, operate, bootstrap, keys, demo, bench, chaos):
-    for _command in _module.COMMANDS:
-        cli.add_command(_command)
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nodes.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     "claudefs_repl": {"claudefs_repl"},
@@ -16,8 +18,8 @@ LAYERS = {
 NO_WORLD = {"socket", "os", "time", "random", "secrets", "threading", "subprocess", "sqlite3", "datetime"}
 SEAMS = {"nodes/runtime.py", "nodes/storage.py", "nodes/store/sqlite_store.py"}
 """Where threads, the time of day and the disk are really touched on a site's path."""
-ENTRANCES = ("nodes.__main__", "claudefs_repl.promises")
-"""Where programs begin: the command line, and the checkers that test tools hand their observations to."""
+ENTRANCES = ("nodes.__main__", *COMMANDS, "claudefs_repl.promises")
+"""Where programs begin: the command line with its commands, and the checkers to which test tools hand what they observed."""
 
 
 def modules(package: str) -> list[Path]:

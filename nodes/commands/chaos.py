@@ -8,7 +8,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
@@ -17,11 +17,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.promises import judge
+from nodes.chaos.fault_kinds import KINDS, Needs, Target, options_text
+from nodes.chaos.nemesis import random_scenario
+from nodes.chaos.observing import JUDGED, observe
+from nodes.chaos.page import report_page
+from nodes.chaos.report import Report, make_report, report_json
+from nodes.chaos.runner import CouldNotRun, run_scenario, why_skipped
+from nodes.chaos.scenario import Scenario, find_scenario, shipped_scenarios
+from nodes.chaos.terminal import print_report
 from nodes.commands.common import EXIT_NO, EXIT_UNREACHABLE, echo_json, end, examples, json_option, run_async
-
-if TYPE_CHECKING:
-    from nodes.chaos.report import Report
-    from nodes.chaos.scenario import Scenario
 
 MINUTES = 1.0
 """Of a random timeline: enough for a dozen faults."""
@@ -86,10 +91,6 @@ def chaos(
     Exit status: 0 every promise held, 1 one was violated or something expected did not come, 2 the scenario cannot be
     used, 3 it could not run or this machine does not permit it.
     """
-    from nodes.chaos.fault_kinds import Needs
-    from nodes.chaos.nemesis import random_scenario
-    from nodes.chaos.scenario import find_scenario, shipped_scenarios
-
     if is_list:
         _list(as_json=as_json)
         return
@@ -123,8 +124,6 @@ def chaos(
 
 
 def _list(*, as_json: bool) -> None:
-    from nodes.chaos.scenario import find_scenario, shipped_scenarios
-
     scenarios = [find_scenario(name) for name in shipped_scenarios()]
     if as_json:
         echo_json(
@@ -151,8 +150,6 @@ def _list(*, as_json: bool) -> None:
 
 
 def _list_faults(*, as_json: bool) -> None:
-    from nodes.chaos.fault_kinds import KINDS, Target, options_text
-
     targets = {Target.SITES: "site or sites", Target.LINKS: "link or site", Target.CLUSTER: ""}
     if as_json:
         echo_json(
@@ -182,9 +179,6 @@ def _list_faults(*, as_json: bool) -> None:
 
 def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bool, as_json: bool) -> str:
     """Run one scenario and tell the verdict; what became of it."""
-    from nodes.chaos.runner import CouldNotRun, why_skipped
-    from nodes.chaos.terminal import print_report
-
     say = _say(as_json)
     say(f"{scenario.name}: {scenario.title}")
     skipped = run_async(why_skipped, scenario)
@@ -195,8 +189,6 @@ def _run(scenario: Scenario, page: Path | None, output: Path | None, *, keep: bo
     except CouldNotRun as error:
         return _tell_not_run(scenario, [str(error)], "not run", as_json=as_json)
     if as_json:
-        from nodes.chaos.report import report_json
-
         echo_json(report_json(report))
     else:
         print_report(report, Console(highlight=False))
@@ -220,11 +212,6 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 
 async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: bool) -> Report:
-    from claudefs_repl.promises import judge
-    from nodes.chaos.observing import JUDGED, observe
-    from nodes.chaos.report import make_report
-    from nodes.chaos.runner import run_scenario
-
     directory = Path(tempfile.mkdtemp(prefix="claudefs-repl-chaos-"))
     try:
         async with trio.open_nursery() as nursery:
@@ -253,9 +240,6 @@ def _write(report: Report, page: Path | None, output: Path | None, say: Callable
     Raises:
         ConfigInvalid: one cannot be written.
     """
-    from nodes.chaos.page import report_page
-    from nodes.chaos.report import report_json
-
     scenario = report.run.scenario
     files: dict[Path, str] = {}
     if page is not None:

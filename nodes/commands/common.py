@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib
 import json
 import os
 import shlex
@@ -92,7 +93,27 @@ def _take_config(command: click.Command) -> None:
 
 
 class ReplGroup(click.Group):
-    """The program: gives each command the configuration option, and turns errors into messages and exit statuses."""
+    """The program: gives each command the configuration option, and turns errors into messages and exit statuses.
+
+    Args:
+        modules: names of modules, each with the names of those in its `COMMANDS`. It is imported when one of them is
+            asked for, so that a command starts without what the others need.
+    """
+
+    def __init__(self, *args: Any, modules: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules = {name: module for module, names in (modules or {}).items() for name in names}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, imported or not."""
+        return sorted({*super().list_commands(ctx), *self._modules})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; its module is imported."""
+        if cmd_name in self._modules and cmd_name not in self.commands:
+            for command in importlib.import_module(self._modules[cmd_name]).COMMANDS:
+                self.add_command(command)
+        return super().get_command(ctx, cmd_name)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Register a command, with -c/--config for it and for those below it."""

@@ -427,7 +427,7 @@ def test_the_exit_status_and_the_files_tell_the_verdict(monkeypatch, tmp_path, b
             lose_an_entry(run)
         return run
 
-    monkeypatch.setattr("nodes.chaos.runner.run_scenario", stand_in)
+    monkeypatch.setattr("nodes.commands.chaos.run_scenario", stand_in)
     file = tmp_path / "made.toml"
     file.write_text(TEXT)
     done = run_command(str(file), "--html", str(tmp_path / "page.html"), "-o", str(tmp_path / "out"), "--json")
@@ -466,7 +466,7 @@ def test_what_is_skipped_does_not_spoil_all_short_ones(monkeypatch):
         return dataclasses.replace(made_run(), scenario=dataclasses.replace(made_run().scenario, name=scenario.name))
 
     monkeypatch.setattr("nodes.chaos.runner.why_not", no)
-    monkeypatch.setattr("nodes.chaos.runner.run_scenario", stand_in)
+    monkeypatch.setattr("nodes.commands.chaos.run_scenario", stand_in)
     done = run_command("--short")
     assert done.exit_code == 0, done.output
     assert re.search(r"^\d+ held, 1 skipped$", done.stdout, re.MULTILINE), done.stdout

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from claudefs_repl.error import ConfigInvalid, NotWritable, OperationRefused, SiteUnknown, WorldError
 from claudefs_repl.topology import ClusterConfig
-from nodes.__main__ import cli
+from nodes.__main__ import COMMANDS, cli
 from nodes.client import ClientError, SiteUnreachable
 from nodes.commands.common import (
     SITE_PATH,
@@ -136,10 +139,23 @@ def test_every_command_takes_the_configuration_and_has_help() -> None:
             for below in command.commands.values():
                 check(below)
 
-    check(cli)
-    assert set(cli.commands) >= {"init", "up", "down", "node", "status", "verify", "logs", "fault", "rebuild"}
-    assert set(cli.commands) >= {"put", "get", "ls", "cat", "write", "mkdir", "rm", "mv", "ln", "chmod", "stat"}
-    assert set(cli.commands) >= {"demo", "bench", "completion"}
+    with click.Context(cli) as context:
+        for name in cli.list_commands(context):
+            command = cli.get_command(context, name)
+            assert command is not None
+            check(command)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_module_has_the_commands_that_the_program_says(module) -> None:
+    """A command that is listed exists, and one that exists is listed, in the order of its module."""
+    assert tuple(command.name for command in importlib.import_module(module).COMMANDS) == COMMANDS[module]
+
+
+def test_the_program_starts_without_what_other_commands_need() -> None:
+    """Asking for the version imports no command."""
+    script = "import sys, nodes.__main__ as m; print(*(name for name in sys.modules if name in m.COMMANDS))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_help_tells_every_exit_status() -> None:
