@@ -128,10 +128,9 @@ class End:
         self.writers.unpark_all()
 
     def fail(self, error: int) -> None:
-        """The connection is over at this end."""
+        """The connection is over at this end; what has arrived can still be read, as Linux lets it."""
         if self.error is None:
             self.error = error
-            self.received.clear()
             self.machine.ends.pop(self, None)
             self.wake()
 
