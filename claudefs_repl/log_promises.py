@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
+from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import JournalId, Op
 from claudefs_repl.observations import Acknowledged, Attempt, CursorsSeen, HeldLog, Observation, SiteEnd
 from claudefs_repl.verdict import Inquiry, Verdict
@@ -64,7 +65,7 @@ def check_kept(seen: Observation) -> Verdict:
             continue
         for name in seen.ends:
             keeping.check(attempt, entry, name)
-    inquiry.count("entries excused, because the one disk that held them was wiped", excused)
+    inquiry.count("entries excused, because the one disk that held them was lost", excused)
     _check_twice(seen, inquiry)
     _check_ahead(seen, inquiry)
     for name, end in seen.ends.items():
@@ -144,10 +145,11 @@ class _Keeping:
                             yield held[journal][shard]
 
     def _is_held_by_any(self, entry: Acknowledged) -> bool:
-        """Whether some site has, or had when a disk was lost, so much of the journal: then it was not closed before."""
-        held = [loss.others_held.get(entry.journal) for loss in self._seen.disk_losses]
-        held += [_tails(end.logs).get(entry.journal) for end in self._seen.ends.values() if end.logs is not None]
-        return any(seqs is not None and seqs[entry.shard] >= entry.seq for seqs in held)
+        """Whether some site has, or had when the origin's disk was lost, so much of it: it was not closed before."""
+        origin = _origin_name(self._seen, entry.journal)
+        held = [loss.others_held for loss in self._seen.disk_losses if loss.site == origin]
+        held += [_tails(end.logs) for end in self._seen.ends.values() if end.logs is not None]
+        return any(_reaches(cursors, entry) for cursors in held)
 
 
 def _difference(entry: Acknowledged, log: HeldLog, at: int) -> str | None:
@@ -159,12 +161,16 @@ def _difference(entry: Acknowledged, log: HeldLog, at: int) -> str | None:
 
 
 def _was_alone_on_a_lost_disk(seen: Observation, attempt: Attempt, entry: Acknowledged) -> bool:
-    for loss in seen.disk_losses:
-        if loss.site == attempt.site and attempt.began_us <= loss.time_us:
-            held = loss.others_held.get(entry.journal)
-            if held is None or held[entry.shard] < entry.seq:
-                return True
-    return False
+    """Whether the last disk that held it was lost: its origin's, or later that of the last site that had it from there."""
+    return any(
+        attempt.began_us <= loss.time_us and _reaches(loss.held, entry) and not _reaches(loss.others_held, entry)
+        for loss in seen.disk_losses
+    )
+
+
+def _reaches(held: Cursors, entry: Acknowledged) -> bool:
+    seqs = held.get(entry.journal)
+    return seqs is not None and seqs[entry.shard] >= entry.seq
 
 
 def _check_twice(seen: Observation, inquiry: Inquiry) -> None:

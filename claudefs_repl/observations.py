@@ -340,11 +340,13 @@ class DiskLoss:
 
     Attributes:
         others_held: what the others' logs held together at that time, of every journal; an absent journal means nothing.
+        held: likewise what the logs on the lost disk held.
     """
 
     time_us: int
     site: str
     others_held: Cursors
+    held: Cursors
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,12 +211,13 @@ class Stage:
 
     def wipe(self, name: str) -> None:
         """Remove everything of a site's data directory; it must be down. What the others hold is read from their disks."""
-        held: dict[JournalId, tuple[int, ...]] = {}
+        others: dict[JournalId, tuple[int, ...]] = {}
         for other in self.cluster.sites:
             for journal, log in read_logs(other.data_dir).items() if other.name != name else ():
-                held[journal] = tuple(map(max, held.get(journal, log.tails), log.tails))
-        self.disk_losses.append(DiskLoss(self._clock.now_us(), name, held))
+                others[journal] = tuple(map(max, others.get(journal, log.tails), log.tails))
         data_dir = self.cluster.site(name).data_dir
+        held = {journal: log.tails for journal, log in read_logs(data_dir).items()}
+        self.disk_losses.append(DiskLoss(self._clock.now_us(), name, others, held))
         for entry in data_dir.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

@@ -189,7 +189,9 @@ GOOD = Observation(
         Fault("pause", 50 * S, 50 * S + S // 2, ("beta",)),
         Fault("wipe", 60 * S, 61 * S, ("gamma",), ends_process=True),
     ),
-    disk_losses=(DiskLoss(60 * S, "gamma", {ALPHA: (4,), BETA: (2,), GAMMA: (1,)}),),
+    disk_losses=(
+        DiskLoss(60 * S, "gamma", {ALPHA: (4,), BETA: (2,), GAMMA: (1,)}, {ALPHA: (4,), BETA: (2,), GAMMA: (2,)}),
+    ),
     tampering=(Tampering(40 * S, "beta", "a bit of a batch was turned"),),
     log_damage=(LogDamage(62 * S, "gamma", "a bit of seq 1 was turned", is_refused=True),),
     expected_tree={"/d": "directory"},

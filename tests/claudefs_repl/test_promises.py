@@ -14,6 +14,7 @@ from claudefs_repl.observations import (
     Attempt,
     Bootstrap,
     CursorsSeen,
+    DiskLoss,
     Fault,
     HeldLog,
     Leftover,
@@ -376,6 +377,17 @@ def test_what_a_wiped_disk_held_alone_is_excused_and_nothing_else():
     held = replace(GOOD.disk_losses[0], others_held={**GOOD.disk_losses[0].others_held, GAMMA: (2,)})
     (verdict,) = judge(replace(GOOD, disk_losses=(held,)), ["P2"])
     assert {(finding.journal, finding.seq) for finding in verdict.findings} == {(GAMMA, 2)}
+
+
+def test_what_a_second_lost_disk_held_alone_is_excused_as_well():
+    """What one site alone had when its origin's disk was lost goes with that site's disk, if nobody had it by then."""
+    (first,) = GOOD.disk_losses
+    first = replace(first, others_held={**first.others_held, GAMMA: (2,)})
+    second = DiskLoss(65 * S, "beta", others_held={GAMMA: (1,)}, held={GAMMA: (2,)})
+    assert not broken(judge(replace(GOOD, disk_losses=(first, second)), ["P2"]))
+    for kept in (replace(second, others_held={GAMMA: (2,)}), replace(second, held={GAMMA: (1,)})):
+        (verdict,) = judge(replace(GOOD, disk_losses=(first, kept)), ["P2"])
+        assert {(finding.journal, finding.seq) for finding in verdict.findings} == {(GAMMA, 2)}
 
 
 def test_an_entry_that_its_origin_wrote_anew_is_not_lost():

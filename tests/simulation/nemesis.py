@@ -172,10 +172,11 @@ class Nemesis:
         machine = self._cluster.machines[site]
         self.keeper.hold(site)
         await machine.stop()
+        loss = self._loss_of(site)
         rotten = machine.disk.rot(".seg")
         self._cluster.world.trace.note("rot", site, rotten)
         if rotten is not None:
-            self._note_loss(site)
+            self.done.disk_losses.append(loss)
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True}
@@ -185,8 +186,8 @@ class Nemesis:
         self.keeper.hold(site)
         machine.crash(is_power_loss=True)
         had_begun = IDENTITY_FILE in machine.disk.files
+        self.done.disk_losses.append(self._loss_of(site))
         machine.disk.wipe()
-        self._note_loss(site)
         if had_begun:
             self.keeper.needs_bootstrap(site)
         await trio.sleep(down_s)
@@ -205,20 +206,20 @@ class Nemesis:
             return {"ends_process": True}
         self.keeper.hold(site)
         machine.crash(is_power_loss=False)
+        self.done.disk_losses.append(self._loss_of(site))
         machine.disk.restore(backup)
-        self._note_loss(site)
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}
 
-    def _note_loss(self, site: str) -> None:
-        """A disk is not what it was; what the others hold then is what there is."""
+    def _loss_of(self, site: str) -> DiskLoss:
+        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be."""
+        machines = self._cluster.machines
         others: dict[Any, tuple[int, ...]] = {}
-        for name, other in self._cluster.machines.items():
+        for name, other in machines.items():
             if name != site:
                 _join(others, read_tails(other.disk))
-        now_us = self._cluster.world.now_us()
-        self.done.disk_losses.append(DiskLoss(now_us, site, others))
+        return DiskLoss(self._cluster.world.now_us(), site, others, read_tails(machines[site].disk))
 
     # --- the network
 

@@ -13,6 +13,7 @@ from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Inode, Op, Shard, entry_crc32, make_inode, shard_of
 from claudefs_repl.observations import DiskLoss, Fault, Tampering
+from nodes.chaos.disk_logs import read_logs
 from nodes.entry_log import EntryLog
 from nodes.link import LINK_ERRORS
 from protocol.handshake import LocalIdentity
@@ -193,12 +194,13 @@ class Nemesis:
         self._has_wiped = True
 
         async def lose() -> None:
-            held: dict[Any, tuple[int, ...]] = {}
+            others: dict[Any, tuple[int, ...]] = {}
             for other in self.hosts.values():
                 if other is not host and other.recovered is not None:
                     for journal, seqs in other.recovered.journals.received().items():
-                        held[journal] = tuple(map(max, held.get(journal, seqs), seqs))
-            self.disk_losses.append(DiskLoss(round(trio.current_time() * 1e6), host.name, held))
+                        others[journal] = tuple(map(max, others.get(journal, seqs), seqs))
+            held = {journal: log.tails for journal, log in read_logs(host.disk.root).items()}
+            self.disk_losses.append(DiskLoss(round(trio.current_time() * 1e6), host.name, others, held))
             host.disk.wipe()
             self.wiped.add(host.name)
 
