@@ -145,9 +145,12 @@ class _Keeping:
                             yield held[journal][shard]
 
     def _is_held_by_any(self, entry: Acknowledged) -> bool:
-        """Whether some site has, or had when the origin's disk was lost, so much of it: it was not closed before."""
-        origin = _origin_name(self._seen, entry.journal)
-        held = [loss.others_held for loss in self._seen.disk_losses if loss.site == origin]
+        """Whether the journal was not closed before: so much is at some site, or was when the origin's disk was lost."""
+        origin, losses = _origin_name(self._seen, entry.journal), self._seen.disk_losses
+        gone_us = max(
+            (loss.time_us for loss in losses if loss.site != origin and _reaches(loss.held, entry)), default=-1
+        )
+        held = [loss.others_held for loss in losses if loss.site == origin and loss.time_us >= gone_us]
         held += [_tails(end.logs) for end in self._seen.ends.values() if end.logs is not None]
         return any(_reaches(cursors, entry) for cursors in held)
 
@@ -174,11 +177,13 @@ def _reaches(held: Cursors, entry: Acknowledged) -> bool:
 
 
 def _check_twice(seen: Observation, inquiry: Inquiry) -> None:
-    """No seq was acknowledged for two different entries."""
-    first: dict[tuple[JournalId, int, int], Acknowledged] = {}
+    """No seq was acknowledged for two different entries, but where the first is gone without a trace with a lost disk."""
+    first: dict[tuple[JournalId, int, int], tuple[Attempt, Acknowledged]] = {}
     for attempt, entry in _acknowledged(seen):
-        other = first.setdefault((entry.journal, entry.shard, entry.seq), entry)
-        if other != entry:
+        earlier, other = first.setdefault((entry.journal, entry.shard, entry.seq), (attempt, entry))
+        if other != entry and _was_alone_on_a_lost_disk(seen, earlier, other):
+            first[entry.journal, entry.shard, entry.seq] = (attempt, entry)
+        elif other != entry:
             inquiry.find(
                 f"acknowledged for {other} and again for {entry}",
                 site=attempt.site,

@@ -381,13 +381,14 @@ def test_what_a_wiped_disk_held_alone_is_excused_and_nothing_else():
 
 def test_what_a_second_lost_disk_held_alone_is_excused_as_well():
     """What one site alone had when its origin's disk was lost goes with that site's disk, if nobody had it by then."""
-    (first,) = GOOD.disk_losses
-    first = replace(first, others_held={**first.others_held, GAMMA: (2,)})
+    attempt = wrote("gamma", GAMMA, 1, 57)
+    gone = replace(attempt, entries=(replace(attempt.entries[0], seq=2, op=Op.UNLINK),))
+    first = DiskLoss(60 * S, "gamma", others_held={GAMMA: (2,)}, held={GAMMA: (2,)})
     second = DiskLoss(65 * S, "beta", others_held={GAMMA: (1,)}, held={GAMMA: (2,)})
-    assert not broken(judge(replace(GOOD, disk_losses=(first, second)), ["P2"]))
+    seen = replace(GOOD, attempts=[gone])
+    assert not broken(judge(replace(seen, disk_losses=(first, second)), ["P2"]))
     for kept in (replace(second, others_held={GAMMA: (2,)}), replace(second, held={GAMMA: (1,)})):
-        (verdict,) = judge(replace(GOOD, disk_losses=(first, kept)), ["P2"])
-        assert {(finding.journal, finding.seq) for finding in verdict.findings} == {(GAMMA, 2)}
+        assert broken(judge(replace(seen, disk_losses=(first, kept)), ["P2"]))
 
 
 def test_an_entry_that_its_origin_wrote_anew_is_not_lost():
@@ -396,6 +397,27 @@ def test_an_entry_that_its_origin_wrote_anew_is_not_lost():
     attempt = replace(wrote("gamma", GAMMA, 1, 57), entries=(entry,))
     seen = replace(GOOD, attempts=[attempt], disk_losses=())
     assert not broken(judge(seen, ["P2"]))
+
+
+def test_what_others_held_until_they_lost_it_may_be_written_anew():
+    """What the others had when the origin's disk was lost is its to write again once their disks are lost as well."""
+    entry = replace(wrote("gamma", GAMMA, 1, 57).entries[0], seq=2, inode=0x302, op=Op.CREATE)
+    attempt = replace(wrote("gamma", GAMMA, 1, 57), entries=(entry,))
+    origins = DiskLoss(60 * S, "gamma", others_held={GAMMA: (2,)}, held={GAMMA: (2,)})
+    assert broken(judge(replace(GOOD, attempts=[attempt], disk_losses=(origins,)), ["P2"]))
+    others = DiskLoss(65 * S, "beta", others_held={GAMMA: (2,)}, held={GAMMA: (2,)})
+    assert not broken(judge(replace(GOOD, attempts=[attempt], disk_losses=(origins, others)), ["P2"]))
+
+
+def test_a_seq_may_be_given_again_when_its_entry_is_gone_with_the_disk():
+    """A site restored from an old copy cannot know what it had acknowledged since, if nobody else had it."""
+    attempt = wrote("gamma", GAMMA, 1, 57)
+    gone = replace(attempt, entries=(replace(attempt.entries[0], inode=0x999),))
+    again = replace(attempt, began_us=65 * S, ended_us=65 * S)
+    alone = DiskLoss(60 * S, "gamma", others_held={}, held={GAMMA: (1,)})
+    seen = replace(GOOD, attempts=[gone, again], disk_losses=(alone,))
+    assert not broken(judge(seen, ["P2"]))
+    assert broken(judge(replace(seen, disk_losses=(replace(alone, others_held={GAMMA: (1,)}),)), ["P2"]))
 
 
 def test_what_was_written_anew_and_trimmed_at_one_site_is_found_at_another():
