@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from claudefs_repl.error import ReplError, SyncFailed, WorldError
+from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WorldError
 from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
+from nodes.client import SiteUnreachable
+from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
 from tests.simulation.machine import Machine
 
@@ -26,11 +28,14 @@ class _Keeping:
     Attributes:
         holds: reasons to leave it down.
         not_before_s: it is not started earlier.
+        needs_bootstrap: it cannot go on as it was.
+        is_broken: nor can it be started as it is, to answer others: its disk is empty, or a log on it is damaged.
     """
 
     holds: int = 0
     not_before_s: float = 0.0
     needs_bootstrap: bool = False
+    is_broken: bool = False
 
 
 @dataclass(slots=True)
@@ -70,9 +75,11 @@ class Keeper:
         """Leave a site down for so long."""
         self._keeping[name].not_before_s = trio.current_time() + seconds
 
-    def needs_bootstrap(self, name: str) -> None:
-        """The site cannot go on as it was."""
-        self._keeping[name].needs_bootstrap = True
+    def needs_bootstrap(self, name: str, *, is_broken: bool = False) -> None:
+        """The site cannot go on as it was; if it is broken, it cannot be started either."""
+        keeping = self._keeping[name]
+        keeping.needs_bootstrap = True
+        keeping.is_broken |= is_broken
 
     def heal(self) -> None:
         """Nothing keeps a site down any more."""
@@ -94,8 +101,7 @@ class Keeper:
                     if keeping.needs_bootstrap:
                         await self.bootstrap(name)
                     else:
-                        keeping.not_before_s = trio.current_time() + RETRY_S
-                        self._cluster.start(self._nursery, name)
+                        self._start(name)
             await trio.sleep(LOOK_S)
 
     def _look_at_failure(self, machine: Machine, keeping: _Keeping) -> None:
@@ -104,26 +110,44 @@ class Keeper:
         if failure is None:
             return
         self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
-        if isinstance(failure, WorldError) and not isinstance(failure, SyncFailed):
-            keeping.needs_bootstrap = True
+        if isinstance(failure, WorldError) and not isinstance(failure, SyncFailed | DiskFull):
+            self.needs_bootstrap(machine.name, is_broken=True)
         if not isinstance(failure, ReplError):
             self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
 
+    def _start(self, name: str) -> None:
+        self._keeping[name].not_before_s = trio.current_time() + RETRY_S
+        self._cluster.start(self._nursery, name)
+
     async def bootstrap(self, name: str) -> None:
-        """Make a site anew from a peer; what fails is tried again later."""
+        """Make a site anew from a peer, without those that are as broken; what fails is tried again later.
+
+        A peer that only has to be started is waited for. Where all are broken, one whose disk is empty begins again.
+        """
         machine, keeping = self._cluster.machines[name], self._keeping[name]
+        broken = {other for other, its in self._keeping.items() if its.is_broken and not its.holds and other != name}
+        if len(broken) == len(self._keeping) - 1 and IDENTITY_FILE not in machine.disk.files:
+            keeping.needs_bootstrap = keeping.is_broken = False
+            self._start(name)
+            return
         keeping.holds += 1
         try:
             await machine.stop()
             machine.is_powered = True
-            failure = await machine.bootstrap(self._cluster.plan.cluster, self._cluster.keys[name], self._cluster.root)
+            cluster = self._cluster
+            failure = await machine.bootstrap(
+                cluster.plan.cluster, cluster.keys[name], cluster.root, without=sorted(broken)
+            )
         finally:
             keeping.holds = max(0, keeping.holds - 1)
         keeping.not_before_s = trio.current_time() + RETRY_S
         if failure is None:
-            keeping.needs_bootstrap = False
+            keeping.needs_bootstrap = keeping.is_broken = False
             self.done.bootstraps.append(name)
         else:
             self._cluster.world.trace.note("bootstrap_failed", name, failure)
+            if isinstance(failure, SiteUnreachable) and not keeping.is_broken and not keeping.holds:
+                # It may be what another one waits for.
+                self._start(name)
             if not isinstance(failure, ReplError):
                 self.done.failures.append(f"bootstrap of {name}: {type(failure).__name__}: {failure}")

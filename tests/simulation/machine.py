@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +161,9 @@ class Machine:
 
         return make_logger_onto(write, self.name, clock)
 
-    async def bootstrap(self, cluster: ClusterConfig, keys: KeyRing, root: Path) -> BaseException | None:
+    async def bootstrap(
+        self, cluster: ClusterConfig, keys: KeyRing, root: Path, *, without: Sequence[str]
+    ) -> BaseException | None:
         """Make the site anew from a peer, as an operator does while it is down; why that failed."""
         assert self.process is None
         self.lives += 1
@@ -183,7 +185,7 @@ class Machine:
         try:
             failure = await self._until_end(
                 process,
-                lambda: bootstrap_in(means, cluster, site, keys, None, (), lambda *_: None),
+                lambda: bootstrap_in(means, cluster, site, keys, None, without, lambda *_: None),
             )
         finally:
             PROCESS.reset(token)

@@ -189,7 +189,7 @@ class Nemesis:
         self.done.disk_losses.append(self._loss_of(site))
         machine.disk.wipe()
         if had_begun:
-            self.keeper.needs_bootstrap(site)
+            self.keeper.needs_bootstrap(site, is_broken=True)
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}

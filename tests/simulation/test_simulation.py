@@ -13,6 +13,7 @@ import pytest
 from tests.simulation.campaign import explain, run_campaign
 from tests.simulation.enumeration import crash_at_every_sync
 from tests.simulation.plan import draw_plan
+from tests.simulation.run import run_seed
 from tests.simulation.schedule import Fault, draw_schedule, from_json, to_json
 from tests.simulation.shrink import smallest
 
@@ -51,6 +52,28 @@ def test_a_site_that_crashes_at_any_sync_recovers(moment, is_power_loss):
     """A crash before, in or after each sync call of a short run loses nothing that was acknowledged."""
     failed = crash_at_every_sync(seed=11, moment=moment, is_power_loss=is_power_loss)
     assert not failed, "\n".join(map(explain, failed))
+
+
+WIPE, ROT = "wipe", "bit_rot"
+LOSSES = {
+    "two of three": (2, [(8.0, WIPE, "alpha", 3.0), (9.5, WIPE, "beta", 0.1)]),
+    "both of two": (3, [(8.0, WIPE, "alpha", 1.0), (8.5, WIPE, "beta", 1.0)]),
+    "one of two, and the other damaged": (3, [(8.0, ROT, "alpha", 1.0), (8.5, WIPE, "beta", 1.0)]),
+    "one of three, and the others damaged": (
+        2,
+        [(8.0, ROT, "alpha", 1.0), (8.5, ROT, "beta", 1.0), (9.0, WIPE, "gamma", 0.3)],
+    ),
+}
+"""Seeds with that many sites, and whose disks are lost, at what times, to find them down for how long."""
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_sites_whose_disks_are_lost_together_are_made_anew(what):
+    """An operator makes sites anew without those that are as broken, and what any disk still has is nobody's loss."""
+    seed, losses = LOSSES[what]
+    schedule = [Fault(at_s, kind, {"site": site, "down_s": down_s}) for at_s, kind, site, down_s in losses]
+    outcome = run_seed(seed, schedule=schedule)
+    assert not outcome.violations, explain(outcome)
 
 
 def test_a_schedule_survives_its_way_over_a_command_line():
