@@ -139,7 +139,7 @@ class EntryLog:
         Raises:
             WalCorrupted: what was durable is damaged or missing. Nothing on the disk was changed.
             ForeignLog: it is not the log that is meant. Nothing on the disk was changed.
-            DiskFull: it has no segment and there is no room for one.
+            DiskFull: it has no segment and there is no room for one, or none to write its last group once more.
         """
         identity = LogIdentity(journal, cluster_id, shard_count, segment_bytes)
         recovery = Recovery(storage, identity)

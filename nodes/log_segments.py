@@ -4,6 +4,8 @@ What is durable when: a segment is written under a temporary name, header and al
 gives it its own name; the rename is synced before its first record is written. A record is durable when the write that
 carried it returned from its sync. So every byte before a named segment's first position was durable when it was named,
 and a crash leaves at most a torn group of records at the end of the last segment, or a file with the temporary name.
+A failed sync leaves bytes that can be read and that no later sync brings to the disk: so a start writes the last group,
+of which no later record proves that it was durable, once more.
 """
 
 from __future__ import annotations
@@ -183,6 +185,7 @@ class Recovery:
         self.position = 0
         self.entries = 0
         self.torn_bytes = 0
+        self._proven_upto = 0
         self._unused: list[str] = []
 
     async def read(self, evidence: tuple[int, ...]) -> None:
@@ -204,7 +207,11 @@ class Recovery:
         self._check_evidence(evidence)
 
     async def repair(self) -> File | None:
-        """Remove what no record is in, zero the torn tail, and sync what was read; the last segment's open file."""
+        """Remove what no record is in, zero the torn tail, and write the last group once more; the last segment's open file.
+
+        Raises:
+            DiskFull: there is no room even to write over what is there, as there may be none where a write is a copy.
+        """
         for path in self._unused:
             await self._storage.remove(path)
         file = None
@@ -217,9 +224,17 @@ class Recovery:
                 length = min(_ZEROS_BYTES, start + self.torn_bytes - at)
                 await file.write(at, [bytes(length)], sync=True)
             # What was read may still be only in the page cache, and nobody may hear of it before it is on disk.
+            await self._write_again(last, file)
             await file.sync()
         await self._storage.sync_dir(self._identity.directory)
         return file
+
+    async def _write_again(self, segment: Segment, file: File) -> None:
+        at, end = segment.offset(max(segment.first, self._proven_upto)), segment.offset(self.position)
+        while at < end:
+            data = await file.read(at, min(SCAN_BYTES, end - at))
+            await file.write(at, [data], sync=False)
+            at += len(data)
 
     def report(self) -> RecoveryReport:
         """What was found, for the event log."""
@@ -300,6 +315,7 @@ class Recovery:
         if block.shard >= len(self.next_seqs) or block.first_seq != self.next_seqs[block.shard]:
             detail = f"shard {block.shard} goes on at seq {block.first_seq}, which does not continue {self.next_seqs}"
             raise WalCorrupted(segment.path, offset, detail)
+        self._proven_upto = max(self._proven_upto, record.synced_upto)
         segment.mark(record.position, self.next_seqs)
         self.next_seqs[block.shard] += block.count
         self.last_crcs[block.shard] = block.crcs[-1]

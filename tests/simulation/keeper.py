@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WorldError
+from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WalCorrupted, WorldError
 from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.client import SiteUnreachable
@@ -112,6 +112,8 @@ class Keeper:
         self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
         if isinstance(failure, WorldError) and not isinstance(failure, SyncFailed | DiskFull):
             self.needs_bootstrap(machine.name, is_broken=True)
+        if isinstance(failure, WalCorrupted) and not any(loss.site == machine.name for loss in self.done.disk_losses):
+            self.done.failures.append(f"I6: {machine.name}: nothing has damaged its disk, but {failure}")
         if not isinstance(failure, ReplError):
             self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
 

@@ -76,6 +76,16 @@ def test_sites_whose_disks_are_lost_together_are_made_anew(what):
     assert not outcome.violations, explain(outcome)
 
 
+def test_what_a_failed_sync_left_to_be_read_outlives_a_loss_of_power():
+    """A site that starts after a failed sync tells nobody of what only the page cache has."""
+    schedule = [
+        Fault(6.0, "sync_error", {"site": "alpha", "down_s": 0.1}),
+        Fault(12.0, "power_loss_all", {"down_s": 0.3}),
+    ]
+    outcome = run_seed(5, schedule=schedule)
+    assert not outcome.violations, explain(outcome)
+
+
 def test_a_schedule_survives_its_way_over_a_command_line():
     """The faults that a failing run prints are those that its replay uses."""
     schedule = draw_schedule(draw_plan(6))

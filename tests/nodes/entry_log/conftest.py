@@ -62,11 +62,16 @@ class FakeFile:
 
     async def sync(self):
         await trio.lowlevel.checkpoint()
+        inode = self.inode
         if self.disk.sync_fails:
+            inode.pending.clear()  # such pages can be read, and Linux never writes them again
             raise SyncFailed(self.path)
         self.disk.calls.append(("sync", self.path))
-        self.inode.durable = bytearray(self.inode.live)
-        self.inode.pending.clear()
+        if inode.durable is None:
+            inode.durable = bytearray(len(inode.live))
+        for offset, data in inode.pending:
+            inode.durable[offset : offset + len(data)] = data
+        inode.pending.clear()
         self.disk.step()
 
     async def close(self):

@@ -117,6 +117,25 @@ async def test_after_a_failed_sync_nothing_is_appended_any_more(lab):
         await EntryLog.open(**lab.fields(disk))
 
 
+async def test_what_a_failed_sync_left_in_the_page_cache_is_written_again(lab):
+    """A start finds what a failed sync left to be read; once it is told, no loss of power takes it away."""
+    disk, writer = lab.FakeStorage(), lab.Writer()
+    log = await EntryLog.create(**lab.fields(disk))
+    told = [writer.block(0, 2), writer.block(1)]
+    await log.append(told)
+    disk.sync_fails = True
+    unconfirmed = [writer.block(0), writer.block(1, 2)]
+    with pytest.raises(SyncFailed):
+        await log.append(unconfirmed)
+    disk.sync_fails = False
+    log = await EntryLog.open(**lab.fields(disk.killed()))
+    assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(told + unconfirmed)
+    more = [writer.block(0)]
+    await log.append(more)
+    log = await EntryLog.open(**lab.fields(disk.power_loss(random.Random(0))))
+    assert lab.rows_of(await lab.read_all(log)) == lab.rows_of(told + unconfirmed + more)
+
+
 async def test_a_power_loss_at_any_step_loses_nothing_acknowledged(lab):
     """Wherever power goes, and whatever sectors and names reached the disk, what was acknowledged is there, in order."""
     for steps in itertools.count():
