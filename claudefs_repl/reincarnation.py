@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from claudefs_repl.checkpoint import Cursors, cursor_of, join
+from claudefs_repl.fanout import retention_floor
 from claudefs_repl.journal import JournalId, SiteId
 
 
@@ -97,3 +98,41 @@ def needed(peers: Mapping[SiteId, Holdings]) -> Cursors:
             if journal not in current and sum(seqs) <= sum(firsts.get(journal, seqs)):
                 firsts[journal] = seqs
     return {journal: tuple(seq - 1 for seq in seqs) for journal, seqs in firsts.items()}
+
+
+def log_begin(
+    journal: JournalId,
+    *,
+    applied: tuple[int, ...],
+    peers: Mapping[SiteId, Holdings],
+    silent: Iterable[SiteId],
+    firsts: tuple[int, ...],
+    tails: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Where the new log of a journal begins: for each shard the last seq that it will never hold.
+
+    It is where the snapshot ends, but earlier where some peer lacks what the old log has: nobody else may be able to send
+    that. No hole may come of it, so the old log must reach to where the snapshot ends.
+
+    Args:
+        journal: whose log.
+        applied: for each shard where the snapshot ends.
+        peers: those that were asked, by their ids.
+        silent: those that were not, who may lack everything.
+        firsts: for each shard the first seq that the old log still has.
+        tails: for each shard the last seq of it that goes into the new log.
+    """
+    received: dict[SiteId, Cursors] = {site_id: {} for site_id in silent}
+    received |= {site_id: peer.received for site_id, peer in peers.items()}
+    needed_beyond = retention_floor(
+        journal=journal,
+        shard_count=len(applied),
+        snapshot={journal: applied},
+        peers=received,
+        is_former=all(peer.journal != journal for peer in peers.values()),
+    )
+    begin = []
+    for end, seq, first, tail in zip(applied, needed_beyond, firsts, tails, strict=True):
+        earlier = max(seq, first - 1)
+        begin.append(earlier if earlier <= end <= tail else end)
+    return tuple(begin)

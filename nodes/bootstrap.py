@@ -170,6 +170,7 @@ class _Bootstrap:
                 own=self._own,
                 closed=(*closed, *closing),
                 held=await self._held(peers, old.own),
+                peers=peers,
                 floor_us=max(peer.timestamp_us for peer in peers.values()),
                 wall_us=self._wall_clock.now_us(),
             )

@@ -11,10 +11,11 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.checkpoint import equal
+from claudefs_repl.checkpoint import cursor_of, equal
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import WorldError
-from claudefs_repl.journal import JournalId, Op
+from claudefs_repl.journal import JournalId, Op, SiteId
+from claudefs_repl.reincarnation import Holdings, log_begin
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.bootstrap_fetch import BOOTSTRAP_DIR, PART_FILE, Fetch
 from nodes.bootstrap_old import OldLogs, carry_over, write_closed
@@ -101,6 +102,7 @@ class Plan:
         closed: the site's journals that are closed now, in this run and in earlier ones.
         held: for each shard up to which seq the old own log has what the peers hold of that journal; what it has behind
             that is its alone.
+        peers: what those hold that were asked, by their ids.
         floor_us: every new stamp is above it.
         wall_us: the time of day.
     """
@@ -111,6 +113,7 @@ class Plan:
     own: JournalId
     closed: tuple[JournalId, ...]
     held: tuple[int, ...]
+    peers: Mapping[SiteId, Holdings]
     floor_us: int
     wall_us: int
 
@@ -180,15 +183,20 @@ async def build(
 async def _make_replicas(
     plan: Plan, new: Storage, entropy: Entropy, store: SqliteStore, old: OldLogs
 ) -> dict[JournalId, tuple[int, ...]]:
-    """A log for each journal, which goes on where the snapshot ends, with what only the old logs may have beyond it."""
+    """A log for each journal, which goes on where the snapshot ends, with what only the old logs may have."""
     durable: dict[JournalId, tuple[int, ...]] = {}
     logs = {log.journal: log for log in (*old.replicas, *([] if old.own is None else [old.own]))}
-    applied = store.applied
-    for journal in sorted({*applied, *logs}):
-        log = await plan.settings.create(new, journal, entropy, after=applied.get(journal, ()))
+    silent = {peer.site_id for peer in plan.cluster.peers_of(plan.site.site_id)} - set(plan.peers)
+    for journal in sorted({*store.applied, *logs}):
+        after = cursor_of(store.applied, journal, plan.cluster.shards)
+        upto = None
+        if journal in logs:
+            had = logs[journal]
+            upto = tuple(map(min, plan.held, had.tails)) if had is old.own else had.tails
+            after = log_begin(journal, applied=after, peers=plan.peers, silent=silent, firsts=had.firsts, tails=upto)
+        log = await plan.settings.create(new, journal, entropy, after=after)
         try:
-            if journal in logs:
-                upto = plan.held if logs[journal] is old.own else None
+            if upto is not None:
                 await carry_over(logs[journal], log, store, upto=upto)
             durable[journal] = log.tails
         finally:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from claudefs_repl.block import ROW_HEAD_BYTES, Block
+from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.conduit import beyond
 from claudefs_repl.error import WalCorrupted, WorldError
 from claudefs_repl.journal import JournalId
@@ -112,14 +113,16 @@ async def write_closed(storage: Storage, closed: Sequence[JournalId]) -> None:
     await storage.replace_file(CLOSED_FILE, json.dumps(value).encode())
 
 
-async def carry_over(old: EntryLog, new: EntryLog, store: SqliteStore, *, upto: tuple[int, ...] | None = None) -> None:
-    """Append to a new log, and fold, what the old one of the same journal has more; it may be the only one that has it.
+async def carry_over(old: EntryLog, new: EntryLog, store: SqliteStore, *, upto: tuple[int, ...]) -> None:
+    """Append to a new log what the old one of the same journal has more, and fold of that what the view has not applied.
+
+    It may be the only one that has it.
 
     Args:
         old: where it comes from. If it no longer reaches back to where the new one ends, nothing can be carried over.
         new: where it goes.
-        store: the new view, which has applied exactly what is before the new log's end.
-        upto: for each shard the last seq to carry over, None for all.
+        store: the new view, which has applied all that is before the new log's end.
+        upto: for each shard the last seq to carry over.
     """
     try:
         reader = old.reader(tuple(map(min, new.tails, old.tails)))
@@ -130,15 +133,16 @@ async def carry_over(old: EntryLog, new: EntryLog, store: SqliteStore, *, upto: 
             kept = beyond([block for one in blocks for block in _cut(one, upto)], new.tails)
             if kept:
                 await new.append(kept)
+            if unseen := beyond(kept, cursor_of(store.applied, new.journal, new.shard_count)):
                 async with store.transaction() as transaction:
-                    await transaction.fold_blocks(new.journal, kept)
+                    await transaction.fold_blocks(new.journal, unseen)
                     await transaction.commit()
     finally:
         await reader.close()
 
 
-def _cut(block: Block, upto: tuple[int, ...] | None) -> list[Block]:
-    last_seq = block.last_seq if upto is None else min(block.last_seq, upto[block.shard])
+def _cut(block: Block, upto: tuple[int, ...]) -> list[Block]:
+    last_seq = min(block.last_seq, upto[block.shard])
     return [block.cut(first_seq=block.first_seq, last_seq=last_seq)] if last_seq >= block.first_seq else []
 
 

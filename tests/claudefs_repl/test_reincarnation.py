@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claudefs_repl.journal import JournalId
-from claudefs_repl.reincarnation import Holdings, LostRange, highest, lost_ranges, needed, to_close
+from claudefs_repl.reincarnation import Holdings, LostRange, highest, log_begin, lost_ranges, needed, to_close
 
 OLD, OLDER, ALPHA, GAMMA = JournalId(2, 7), JournalId(2, 5), JournalId(1, 1), JournalId(3, 3)
 
@@ -52,3 +52,33 @@ def test_a_snapshot_must_reach_to_where_the_logs_begin_that_it_will_be_followed_
         3: peer(GAMMA, firsts={ALPHA: (1, 1), GAMMA: (2, 8), OLD: (4, 4)}),
     }
     assert needed(peers) == {ALPHA: (4, 2), GAMMA: (1, 7), OLD: (3, 3)}
+
+
+def begin(journal=OLD, applied=(5, 5), firsts=(1, 1), tails=(9, 9), silent=(), **received):
+    peers = {
+        1: peer(ALPHA, received={journal: received.get("alpha", (9, 9))}),
+        3: peer(GAMMA, received={journal: received.get("gamma", (9, 9))}),
+    }
+    return log_begin(journal, applied=applied, peers=peers, silent=silent, firsts=firsts, tails=tails)
+
+
+def test_a_new_log_begins_where_the_snapshot_ends_or_where_a_peer_lacks_something():
+    """For each shard the least of what the snapshot and each peer has, and nobody else may have what lies between."""
+    assert begin() == (5, 5)
+    assert begin(alpha=(3, 7), gamma=(4, 2)) == (3, 2)
+    assert begin(silent=[4]) == (0, 0)
+
+
+def test_of_a_current_journal_its_origin_lacks_nothing():
+    """Of a former one it may, for its disk may have been lost."""
+    assert begin(ALPHA, alpha=(0, 0)) == (5, 5)
+    assert begin(JournalId(1, 9), alpha=(0, 0)) == (0, 0)
+
+
+@given(*[st.integers(0, 9)] * 3, st.integers(1, 10))
+def test_a_new_log_has_no_hole_and_holds_what_it_can_of_what_a_peer_lacks(applied, lacks, tail, first):
+    """What was trimmed from the old log stays out, and what does not reach to the snapshot's end is of no use."""
+    first = min(first, tail + 1)
+    (at,) = begin(applied=(applied,), alpha=(lacks,), gamma=(9,), firsts=(first,), tails=(tail,))
+    of_use = range(max(lacks + 1, first), applied + 1) if tail >= applied else ()
+    assert set(range(at + 1, applied + 1)) == set(of_use)

@@ -16,6 +16,7 @@ from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import WorldError
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
+from claudefs_repl.reincarnation import Holdings
 from nodes.bootstrap_build import NEW_DIR, SWITCH_FILE, Plan, begin_switch, build, finish_switch
 from nodes.bootstrap_fetch import PART_FILE, Fetch
 from nodes.bootstrap_old import OldLogs, read_closed
@@ -32,7 +33,7 @@ from nodes.write_gate import WriteGate
 
 SHARDS = 2
 ALPHA, NEW = JournalId(SiteId(1), Incarnation(0xA)), JournalId(SiteId(2), Incarnation(0xB2))
-FORMER = JournalId(SiteId(3), Incarnation(0xC))
+FORMER, GAMMA = JournalId(SiteId(3), Incarnation(0xC)), JournalId(SiteId(3), Incarnation(0xC2))
 REPORT = {
     "site": "beta",
     "from": "alpha",
@@ -130,8 +131,18 @@ async def prepared(tmp_path):
     size = (site.root / PART_FILE).stat().st_size
     fetch = Fetch(1, "000000000001", sha256, size, cursors_to_json(applied), size)
     return SimpleNamespace(
-        site=site, fetch=fetch, held=held, old=own.journal, tails=own.tails, snapshot_tails=snapshot_tails
+        site=site,
+        fetch=fetch,
+        held=held,
+        old=own.journal,
+        tails=own.tails,
+        snapshot_tails=snapshot_tails,
+        peers={ALPHA.origin: holds(ALPHA, {own.journal: held}), GAMMA.origin: holds(GAMMA, {own.journal: held})},
     )
+
+
+def holds(journal, received):
+    return Holdings(journal, received, {journal: (1,) * SHARDS}, {}, START_US)
 
 
 async def copy_entries(log, store):
@@ -155,6 +166,7 @@ async def run(prepared, storage, site=None):
             own=NEW,
             closed=(prepared.old,),
             held=prepared.held,
+            peers=prepared.peers,
             floor_us=START_US + 10**9,
             wall_us=START_US,
         )
@@ -207,6 +219,24 @@ async def test_the_new_site_has_what_peers_hold_and_what_nobody_else_has(prepare
     finally:
         await running.close()
     assert not (prepared.site.root / "bootstrap").exists()
+
+
+async def test_what_the_view_has_and_a_peer_lacks_stays_in_the_log(prepared):
+    """A peer that is behind the snapshot gets the rest from this site, which may be the only one that still has it."""
+    lacks = prepared.peers[GAMMA.origin] = holds(GAMMA, {prepared.old: (0,) * SHARDS})
+    await run(prepared, prepared.site.storage)
+    running = await prepared.site.open()
+    try:
+        log = running.journals.replicas[prepared.old]
+        assert log.tails == prepared.held
+        assert log.firsts == (1,) * SHARDS
+        assert running.store.applied[prepared.old] == prepared.held
+        reader = log.reader(lacks.received[prepared.old])
+        assert sum(block.count for block in await reader.read(bytes_max=1 << 20)) == sum(prepared.held)
+        await reader.close()
+        assert len(await tree_of(running)) == 5
+    finally:
+        await running.close()
 
 
 async def test_what_no_longer_fits_is_kept_with_its_reason(prepared, tmp_path):
