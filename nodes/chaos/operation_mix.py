@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from claudefs_repl.journal import ROOT_INODE
+
 Op = dict[str, Any]
 Stat = Mapping[str, Any]
+Resolve = Callable[[bytes], Awaitable[Stat | None]]
 
 OPERATIONS: Mapping[str, float] = {
     "create": 4.0,
@@ -19,7 +22,8 @@ OPERATIONS: Mapping[str, float] = {
     "setxattr": 1.0,
     "removexattr": 0.3,
     "mkdir": 1.5,
-    "rmdir": 0.5,
+    "rmdir": 1.0,
+    "movedir": 1.0,
     "symlink": 0.6,
     "link": 0.6,
     "move": 1.5,
@@ -27,7 +31,12 @@ OPERATIONS: Mapping[str, float] = {
 }
 """Operations of a mix and their weights where a scenario gives none. `put` fills a nameless file and names it."""
 PLACES = 4
-"""Directories beneath each of the two that a client works in, so that moves go somewhere."""
+"""Directories beneath each of the two that a client works in, so that moves go somewhere; in each of them as many again."""
+ROOT: Stat = {"inode": ROOT_INODE, "kind": "dir"}
+WITH_TWO_PLACES = ("move", "movedir", "link")
+OF_DIRECTORIES = ("mkdir", "rmdir", "movedir")
+DEEP = 0.3
+"""How often a place is a directory in one of those: it has less in it, so that it is removed and moved more often."""
 PUT_WRITES = 3
 
 
@@ -63,6 +72,7 @@ class Chooser:
         self._weights = [mix[kind] for kind in self._kinds]
         self._shared = shared
         self._names = names
+        self._directories = min(names, PLACES)
         self._bytes_max = bytes_max
         self._number = 0
 
@@ -77,19 +87,23 @@ class Chooser:
         self._number += 1
         top = b"/shared" if rng.random() < self._shared else self.own_directory
         kind = rng.choices(self._kinds, self._weights)[0]
-        places = [top, *(b"%s/d%d" % (top, i) for i in range(PLACES))]
-        letter = b"d" if kind in ("mkdir", "rmdir") else b"f"
-        count = PLACES if letter == b"d" else self._names
+        letter, count = (b"d", self._directories) if kind in OF_DIRECTORIES else (b"f", self._names)
         return Step(
             kind=kind,
-            directory=top if letter == b"d" else rng.choice(places),
+            directory=self._place(top),
             name=b"%s%d" % (letter, rng.randrange(count)),
-            other_directory=rng.choice(places),
-            other_name=b"f%d" % rng.randrange(self._names),
+            other_directory=self._place(top),
+            other_name=b"%s%d" % (letter, rng.randrange(count)),
             token=f"{self._prefix} {self._number} ".encode(),
             size=rng.randint(64, self._bytes_max),
             number=self._number,
         )
+
+    def _place(self, top: bytes) -> bytes:
+        """A directory to work in: the top one, one in it, or one in that."""
+        rng = self._rng
+        depth = 2 if rng.random() < DEEP else rng.randrange(2)
+        return top + b"".join(b"/d%d" % rng.randrange(self._directories) for _ in range(depth))
 
 
 def content_of(step: Step, part: int = 0) -> bytes:
@@ -98,37 +112,45 @@ def content_of(step: Step, part: int = 0) -> bytes:
     return (line * (step.size // len(line) + 1))[: step.size]
 
 
-def plan_ops(step: Step, *, directory: int, other_directory: int | None, found: Stat | None, now_ns: int) -> list[Op]:
+async def plan_ops(step: Step, resolve: Resolve, now_ns: int) -> list[Op]:
     """The request that does a step, given what its places are now; none if there is nothing to do it to.
 
+    A directory that is missing is made instead.
+
     Args:
-        directory: the inode of the step's directory.
-        other_directory: likewise of its other one, None if it is not there.
-        found: the object of its name, None if there is none.
+        resolve: gives what is at a path, None if nothing is.
         now_ns: for times of files.
     """
     owner = {"uid": 1000, "gid": 1000, "mtime_ns": now_ns}
-    at = {"parent": directory, "name": step.name}
-    if step.kind == "mkdir":
-        return [{"op": "mkdir", **at, "mode": 0o755, **owner, "exist_ok": True}]
+    path, missing = step.directory, b""
+    while (directory := await resolve(path) if path else ROOT) is None:
+        path, _, missing = path.rpartition(b"/")
+    at = {"parent": directory["inode"], "name": missing or step.name}
+    making: list[Op] = [{"op": "mkdir", **at, "mode": 0o755, **owner, "exist_ok": True}]
+    if missing or step.kind == "mkdir":
+        return making
     if step.kind == "put":
         writes = [
             {"op": "write", "inode": -1, "offset": i * step.size, "data": content_of(step, i)}
             for i in range(PUT_WRITES)
         ]
-        name = {"op": "name", "inode": -1, "to_parent": directory, "to_name": step.name, "replace": True}
+        name = {"op": "name", "inode": -1, "to_parent": at["parent"], "to_name": step.name, "replace": True}
         return [{"op": "create", "parent": None, "name": None, "mode": 0o644, **owner}, *writes, name]
-    if found is None:
-        if step.kind == "symlink":
-            return [{"op": "symlink", **at, **owner, "target": step.token.strip()}]
-        if step.kind in ("rmdir", "remove", "move"):
-            return []
-        # There is nothing to change yet: it is made instead.
-        return [
-            {"op": "create", **at, "mode": 0o644, **owner},
-            {"op": "write", "inode": -1, "offset": 0, "data": content_of(step)},
-        ]
-    return _change(step, at, found["inode"], found["kind"], other_directory)
+    found = await resolve(step.directory + b"/" + step.name)
+    if found is not None:
+        other = await resolve(step.other_directory) if step.kind in WITH_TWO_PLACES else None
+        return _change(step, at, found["inode"], found["kind"], None if other is None else other["inode"])
+    # There is nothing to change yet: it is made instead.
+    if step.kind in OF_DIRECTORIES:
+        return making
+    if step.kind == "symlink":
+        return [{"op": "symlink", **at, **owner, "target": step.token.strip()}]
+    if step.kind in ("remove", "move"):
+        return []
+    return [
+        {"op": "create", **at, "mode": 0o644, **owner},
+        {"op": "write", "inode": -1, "offset": 0, "data": content_of(step)},
+    ]
 
 
 def _change(step: Step, at: Op, inode: int, kind: str, other_directory: int | None) -> list[Op]:
@@ -138,7 +160,7 @@ def _change(step: Step, at: Op, inode: int, kind: str, other_directory: int | No
             return [{"op": "rmdir", **at}]
         case "remove" if kind != "dir":
             return [{"op": "remove", **at}]
-        case "move" if other_directory is not None:
+        case "move" | "movedir" if other_directory is not None:
             return [
                 {"op": "move", "from_parent": at["parent"], "from_name": at["name"], **there, "replace": kind != "dir"}
             ]

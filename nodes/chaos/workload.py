@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -13,7 +14,7 @@ from claudefs_repl.journal import Incarnation, JournalId
 from claudefs_repl.observations import Acknowledged, Attempt, Outcome
 from claudefs_repl.topology import ClusterConfig
 from nodes.chaos.history import History, acknowledged_entries
-from nodes.chaos.operation_mix import Chooser, Op, Step, plan_ops
+from nodes.chaos.operation_mix import Chooser, Op, plan_ops
 from nodes.chaos.scenario import WorkloadPlan
 from nodes.client import ClientError, SiteClient, SiteUnreachable, connect_site
 from nodes.seams import WallClock
@@ -121,26 +122,11 @@ class Workload:
         while True:
             step = chooser.next()
             with trio.fail_after(STEP_TIMEOUT_S):
-                ops = await self._plan_ops(client, step)
+                ops = await plan_ops(step, partial(_resolve, client), self._wall_clock.now_us() * 1000)
                 if ops:
                     await self._submit(client, journal, number, step.kind, ops)
             next_s = max(next_s + pause_s, trio.current_time())
             await trio.sleep_until(next_s)
-
-    async def _plan_ops(self, client: SiteClient, step: Step) -> list[Op]:
-        """The request for a step, by what the site's tree is now; a directory that is missing is made first."""
-        now_ns = self._wall_clock.now_us() * 1000
-        directory = await _resolve(client, step.directory)
-        if directory is None:
-            parent_path, _, name = step.directory.rpartition(b"/")
-            parent = 1 if not parent_path else await _inode_of(client, parent_path)
-            if parent is None:
-                grand_path, _, name = parent_path.rpartition(b"/")
-                parent = 1 if not grand_path else await _inode_of(client, grand_path)
-            return [] if parent is None else [_make_dir(parent, name, now_ns)]
-        found = await _resolve(client, step.directory + b"/" + step.name)
-        other = await _inode_of(client, step.other_directory) if step.kind in ("move", "link") else None
-        return plan_ops(step, directory=directory["inode"], other_directory=other, found=found, now_ns=now_ns)
 
     async def _submit(self, client: SiteClient, journal: JournalId, number: int, kind: str, ops: list[Op]) -> None:
         """Ask for a write, and remember how it ended, whatever happens meanwhile."""
@@ -180,11 +166,6 @@ async def _resolve(client: SiteClient, path: bytes) -> Mapping[str, Any] | None:
             return None
         raise
     return found
-
-
-async def _inode_of(client: SiteClient, path: bytes) -> int | None:
-    found = await _resolve(client, path)
-    return None if found is None else int(found["inode"])
 
 
 def _make_dir(parent: int, name: bytes, now_ns: int) -> Op:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from claudefs_repl.topology import (
     SiteConfig,
     StartupConfig,
 )
+from nodes.chaos.operation_mix import OPERATIONS
 from protocol.keys import KeyRing, PairKey
 
 NAMES = ("alpha", "beta", "gamma", "delta")
@@ -35,6 +37,8 @@ class Plan:
     Attributes:
         clients: at each site.
         pause_s: between two requests of a client, on average.
+        meet_s: between two moments at which all clients turn to the same object.
+        mix: weights of the operations that clients ask for.
         shared: how often a client works where others do.
         clock_offsets_s: of the sites' clocks at the begin.
         quota_bytes: of each disk.
@@ -44,6 +48,8 @@ class Plan:
     cluster: ClusterConfig
     clients: int
     pause_s: float
+    meet_s: float
+    mix: Mapping[str, float]
     shared: float
     names: int
     bytes_max: int
@@ -123,6 +129,8 @@ def draw_plan(seed: int) -> Plan:
         cluster=cluster,
         clients=rng.choice((1, 1, 2)),
         pause_s=rng.choice((0.2, 0.4, 0.8)),
+        meet_s=rng.choice((0.7, 1.5, 5.0)),
+        mix={kind: weight * rng.choice((0.2, 1.0, 1.0, 5.0)) for kind, weight in OPERATIONS.items()},
         shared=rng.choice((0.1, 0.5, 0.9)),
         names=rng.choice((3, 8, 20)),
         bytes_max=rng.choice((200, 2000, 8000)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -11,13 +13,13 @@ import trio
 from claudefs_repl.journal import Incarnation, JournalId
 from claudefs_repl.observations import Acknowledged, Attempt, Outcome
 from nodes.chaos.history import History, acknowledged_entries
-from nodes.chaos.operation_mix import OPERATIONS, Chooser, Op, Step, plan_ops
+from nodes.chaos.operation_mix import Chooser, Op, Step, plan_ops
 from nodes.client import ClientError, SiteClient, SiteUnreachable
 from tests.simulation.cluster import Cluster
+from tests.simulation.meetings import attend
 
 STEP_TIMEOUT_S = 3.0
 RECONNECT_S = 0.2
-OWNER = {"uid": 1000, "gid": 1000}
 
 
 class Workload:
@@ -44,7 +46,7 @@ class Workload:
             seed=plan.seed,
             site=site,
             client=number,
-            mix=OPERATIONS,
+            mix=plan.mix,
             shared=plan.shared,
             names=plan.names,
             bytes_max=plan.bytes_max,
@@ -56,32 +58,24 @@ class Workload:
                     await self._ask(client, number, chooser, rng)
             await trio.sleep(RECONNECT_S * rng.uniform(0.5, 1.5))
 
-    async def _ask(self, client: SiteClient, number: int, chooser: Chooser, rng: Any) -> None:
+    async def _ask(self, client: SiteClient, number: int, chooser: Chooser, rng: random.Random) -> None:
         with trio.fail_after(STEP_TIMEOUT_S):
             journal = await journal_of(client)
         while True:
-            step = chooser.next()
+            step = await self._next_step(client.name, chooser, rng)
             with trio.fail_after(STEP_TIMEOUT_S):
-                ops = await self._plan_ops(client, step)
+                now_ns = self._cluster.world.now_us() * 1000
+                ops = await plan_ops(step, partial(_resolve, client), now_ns)
                 if ops:
                     await self._submit(client, journal, number, step.kind, ops)
-            await trio.sleep(rng.expovariate(1 / self._cluster.plan.pause_s))
 
-    async def _plan_ops(self, client: SiteClient, step: Step) -> list[Op]:
-        """The request for a step, by what the site's tree is now; a directory that is missing is made first."""
-        now_ns = self._cluster.world.now_us() * 1000
-        directory = await _resolve(client, step.directory)
-        if directory is None:
-            parent_path, _, name = step.directory.rpartition(b"/")
-            parent = await _resolve(client, parent_path) if parent_path else {"inode": 1}
-            if parent is None:
-                parent, name = {"inode": 1}, parent_path[1:]
-            at = {"parent": parent["inode"], "name": name, "mtime_ns": now_ns}
-            return [{"op": "mkdir", **at, "mode": 0o755, **OWNER, "exist_ok": True}]
-        found = await _resolve(client, step.directory + b"/" + step.name)
-        other = await _resolve(client, step.other_directory) if step.kind in ("move", "link") else None
-        there = None if other is None else other["inode"]
-        return plan_ops(step, directory=directory["inode"], other_directory=there, found=found, now_ns=now_ns)
+    async def _next_step(self, site: str, chooser: Chooser, rng: random.Random) -> Step:
+        """Wait for a while, and choose; or until the next meeting, and go there."""
+        plan, now_s = self._cluster.plan, trio.current_time()
+        meeting = int(now_s / plan.meet_s) + 1
+        next_s = now_s + rng.expovariate(1 / plan.pause_s)
+        await trio.sleep_until(min(next_s, meeting * plan.meet_s))
+        return chooser.next() if next_s < meeting * plan.meet_s else attend(plan.seed, meeting, rng, site)
 
     async def _submit(self, client: SiteClient, journal: JournalId, number: int, kind: str, ops: list[Op]) -> None:
         """Ask for a write, and remember how it ended, whatever happens meanwhile."""
