@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
+from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import PeerRefused, ProtocolViolation
@@ -51,13 +52,15 @@ async def run_health_prober(
     view: Callable[[], SelfView],
     wall_clock: WallClock,
     reports: trio.MemorySendChannel[HealthReport],
+    logger: FilteringBoundLogger,
 ) -> None:
     """Probe one peer every interval, for ever, and report each result. A probe has one interval to come back.
 
     Every failure that can make the peer Offline is a real probe. After `probes_until_offline` of them, connections that
     are taken and come to nothing are tried less and less often, so that a peer that stands still does not wake up to a
     long queue of them. A refusal that says how long to stay away is heeded. A peer that
-    dials us is tried at once. A failure is reported each interval all the same.
+    dials us is tried at once. A failure is reported each interval all the same. What no peer may send is told in the log;
+    of a handshake that fails the listener tells, and this site's conduit, which meets the same.
     """
     link: Link | None = None
     ping_id = 0
@@ -80,6 +83,8 @@ async def run_health_prober(
                 report = HealthReport(record.site.site_id, is_healthy(record.mode_told), record.mode_told or "")
             except (PeerRefused, *LINK_ERRORS) as error:
                 if link is not None:
+                    if isinstance(error, ProtocolViolation):
+                        logger.error("batch_rejected", peer=record.site.name, code=error.code, detail=error.detail)
                     await dialing.live.close(link)
                     link = None
                 failed_s = trio.current_time()

@@ -410,6 +410,7 @@ class Site:
             view=lambda: self._view(running.recovered),
             wall_clock=self._wall_clock,
             reports=reports,
+            logger=self._logger,
         )
 
     async def _open_entrance(self, nursery: trio.Nursery, running: _Running) -> None:

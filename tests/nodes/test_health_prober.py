@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from claudefs_repl.error import PeerRefused
+from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import JournalId
 from claudefs_repl.topology import SiteConfig
+from nodes.events import make_logger_onto
 from nodes.health_prober import DIAL_PAUSE_MAX_S, SelfView, run_health_prober
 from nodes.peers import PeerRecord
 from nodes.runtime import SystemClock
@@ -54,6 +56,7 @@ class Played:
         self.turns = list(turns)
         self.dials_s = []
         self.reports = []
+        self.lines = []
         self.record = PeerRecord(SiteConfig("alpha", 1, "127.0.0.1", 1, Path("alpha")))
         self.live = SimpleNamespace(close=self.close)
 
@@ -88,6 +91,7 @@ async def probe(nursery):
                 view=lambda: SelfView("ActiveReadWrite", {}, {}, {}),
                 wall_clock=SystemClock(),
                 reports=reports,
+                logger=make_logger_onto(played.lines.append, "beta", SystemClock()),
             )
         )
         return played
@@ -147,6 +151,16 @@ async def test_a_peer_that_comes_to_us_is_tried_at_once(autojump_clock, probe, t
         played.record.called_at_s = trio.current_time()
     await trio.sleep(2 * INTERVAL_S)
     assert played.reports[-1][1] is True
+
+
+async def test_an_answer_that_no_peer_may_give_is_told(autojump_clock, probe):
+    """An altered or forged frame on a probe changes nothing, and is in the log as on any other connection."""
+    altered = ProtocolViolation("bad_mac", "the frame was altered")
+    played = await probe(PlayedLink(altered), altered, trio.TooSlowError(), PlayedLink())
+    await trio.sleep(5)
+    told = [json.loads(line) for line in played.lines]
+    assert [(line["event"], line["peer"], line["code"]) for line in told] == [("batch_rejected", "alpha", "bad_mac")]
+    assert [healthy for _, healthy in played.reports[:4]] == [False, False, False, True]
 
 
 async def test_a_peer_is_believed_the_tails_of_its_own_journals_alone(autojump_clock, probe):
