@@ -69,7 +69,8 @@ def check_work(seen: Observation) -> Verdict:
         made = [each for each in seen.bootstraps or () if each.site == site]
         lost = [loss for loss in seen.disk_losses if loss.site == site]
         inquiry.count("sites made anew", len(made))
-        if len(made) > len(lost):
-            what = f"was made anew {len(made)} times, but lost its disk {len(lost)} times"
+        caused = sum(each.cause is not None for each in made)
+        if len(made) - caused > len(lost):
+            what = f"was made anew {len(made)} times, but lost its disk {len(lost)} times and had to be {caused} times more"
             inquiry.find(what, site=site, time_us=made[-1].time_us)
     return inquiry.close("I18", "work after a reconnect is bounded")

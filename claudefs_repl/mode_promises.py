@@ -31,14 +31,18 @@ class _Modes:
     def changes(self, site: str, about: str) -> list[ModeSeen]:
         return self._changes.get((site, about), [])
 
-    def steps(self, site: str, about: str) -> Iterator[tuple[ModeSeen, ModeSeen, SiteMode, SiteMode]]:
-        """Changes from one mode to another that reports made: not by hand, and not by a start, which forgets opinions."""
-        own = self.changes(site, site)
+    def steps(self, site: str, about: str) -> Iterator[tuple[ModeSeen, ModeSeen, SiteMode, SiteMode, bool]]:
+        """Changes from one mode to another that reports made: not by hand, and not by a start, which forgets opinions.
+
+        The last value tells whether the mode before was a start's: it took no report, and probes may have begun earlier.
+        """
+        own, changes = self.changes(site, site), self.changes(site, about)
         starts_us = [change.time_us for before, change in pairwise(own) if before.mode is None]
-        for before, change in pairwise(self.changes(site, about)):
+        for before, change in pairwise(changes):
             is_forgotten = any(before.time_us < start_us <= change.time_us for start_us in starts_us)
             if before.mode and change.mode and not (before.is_forced or change.is_forced or is_forgotten):
-                yield before, change, before.mode, change.mode
+                is_initial = before is changes[0] or before.time_us in starts_us
+                yield before, change, before.mode, change.mode, is_initial
 
     def during(self, site: str, about: str, began_us: int, ended_us: int) -> set[SiteMode | None] | None:
         """Every mode in that time; None if the time begins before it was known."""
@@ -142,14 +146,18 @@ def check_detection(seen: Observation) -> Verdict:
             if SiteMode.OFFLINE not in had:
                 what = f"has not taken {peer} for Offline {limits.detect_us / 1e6:.3f} s after it was gone"
                 inquiry.find(what, site=site, time_us=due_us)
-    due_us = seen.healed_us + limits.recover_us + limits.tolerance_us
     for site, peer in pairs:
-        changes = modes.changes(site, peer)
-        if due_us > seen.ended_us or any(change.is_forced for change in changes):
-            continue
+        own_changes = [change for name in (site, peer) for change in modes.changes(name, name)]
+        since_us = max([seen.healed_us, *(change.time_us for change in own_changes)])
+        due_us = min(since_us + limits.recover_us + limits.tolerance_us, seen.ended_us)
         had = modes.during(site, peer, due_us, seen.ended_us)
         own = modes.during(peer, peer, due_us, seen.ended_us)
         if had is None or own != {SiteMode.ACTIVE_READ_WRITE}:
+            continue
+        # A run that ends before the time is over can still tell that a peer is back.
+        if due_us == seen.ended_us and had != own:
+            continue
+        if any(change.is_forced for change in modes.changes(site, peer)):
             continue
         inquiry.count("peers that are back")
         if had != {SiteMode.ACTIVE_READ_WRITE}:
@@ -189,14 +197,12 @@ def check_no_flap(seen: Observation) -> Verdict:
     inquiry = Inquiry()
     modes, limits = _Modes(seen), seen.limits
     for site, about in modes.pairs():
-        first = modes.changes(site, about)[0]
-        for before, change, was, became in modes.steps(site, about):
+        for before, change, was, became, is_initial in modes.steps(site, about):
             inquiry.count("changes of a mode")
             is_down = became.rank < was.rank
             checks = (limits.failure_threshold if is_down else limits.recovery_threshold) - 1
             least_us = checks * limits.check_interval_us - limits.tolerance_us
-            # A site begins as Active in others' eyes, with no report that a threshold could have been counted from.
-            if change.time_us - before.time_us < least_us and before is not first:
+            if change.time_us - before.time_us < least_us and not is_initial:
                 after_s = (change.time_us - before.time_us) / 1e6
                 what = (
                     f"{about} became {became.value} {after_s:.3f} s after it had become {was.value}; "
@@ -221,7 +227,7 @@ def check_no_false_death(seen: Observation) -> Verdict:
                 continue
             inquiry.count("disturbances that are too short to matter")
             until_us = ended_us + limits.check_interval_us + limits.probe_timeout_us
-            for _, change, was, became in modes.steps(site, about):
+            for _, change, was, became, _ in modes.steps(site, about):
                 if became.rank < was.rank and began_us <= change.time_us <= until_us:
                     lasted_s = (ended_us - began_us) / 1e6
                     what = f"{about} became {became.value}, after a disturbance of {lasted_s:.3f} s only"
@@ -252,7 +258,7 @@ def _disturbances(seen: Observation, site: str, about: str) -> list[tuple[int, i
         if fault.disturbs_probes and ({site, about} & {*fault.sites} or (site, about) in fault.cuts)
     ]
     # Nobody is there before its first word.
-    gone = dict.fromkeys((site, about), seen.began_us)
+    gone = dict.fromkeys((site, about), 0)
     for change in sorted(seen.modes, key=lambda each: each.time_us):
         if change.site != change.about or change.site not in (site, about):
             continue

@@ -301,10 +301,15 @@ class LinkWork:
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """A site was made anew from a peer's snapshot."""
+    """A site was made anew from a peer's snapshot.
+
+    Attributes:
+        cause: why it had to be, if not because its disk was lost.
+    """
 
     time_us: int
     site: str
+    cause: str | None = None
 
 
 # --- what was done
@@ -355,11 +360,15 @@ class Tampering:
 
     Attributes:
         what: how, for people.
+        told_by_us: when it must have been told.
+        tellers: other sites that may tell it in the site's place.
     """
 
     time_us: int
     site: str
     what: str
+    told_by_us: int
+    tellers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +393,7 @@ class Limits:
         probe_timeout_us: how long a probe may take.
         redial_us: the longest pause before a peer that comes back is probed again.
         catch_up_us: what catching up may take beyond the counted checks.
+        told_every_us: refusals of one kind are told no more often than this.
         converge_us: from the end of the last fault until all must be equal.
         tolerance_us: how much later than it happened an event may have been seen.
         max_clock_drift_us: how far ahead of a site's clock a stamp may be.
@@ -397,6 +407,7 @@ class Limits:
     probe_timeout_us: int = 5_000_000
     redial_us: int = 5_000_000
     catch_up_us: int = 10_000_000
+    told_every_us: int = 5_000_000
     converge_us: int = 60_000_000
     tolerance_us: int = 100_000
     max_clock_drift_us: int = 300_000_000

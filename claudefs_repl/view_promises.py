@@ -175,10 +175,10 @@ def check_forgery(seen: Observation) -> Verdict:
     inquiry = Inquiry()
     for each in seen.tampering:
         inquiry.count("frames tampered with")
-        until_us = each.time_us + seen.limits.probe_timeout_us + seen.limits.tolerance_us
+        from_us = each.time_us - seen.limits.told_every_us - seen.limits.tolerance_us
+        until_us = each.told_by_us + seen.limits.tolerance_us
         if not any(
-            told.site == each.site and each.time_us - seen.limits.tolerance_us <= told.time_us <= until_us
-            for told in seen.rejections
+            told.site in (each.site, *each.tellers) and from_us <= told.time_us <= until_us for told in seen.rejections
         ):
             inquiry.find(f"{each.what}, and nothing was told", site=each.site, time_us=each.time_us)
     names = {site_id: name for name, site_id in seen.sites.items()}

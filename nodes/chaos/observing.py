@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import JournalId, SiteId
 from claudefs_repl.observations import (
     Bootstrap,
@@ -16,7 +15,6 @@ from claudefs_repl.observations import (
     HeldLog,
     Limits,
     Measure,
-    ModeSeen,
     Observation,
     Rejection,
     ShardSums,
@@ -24,20 +22,19 @@ from claudefs_repl.observations import (
     Tampering,
 )
 from claudefs_repl.topology import FailoverConfig, ReplicationConfig
+from nodes.chaos.events_seen import is_rejection, modes_seen
 from nodes.chaos.faults import FaultRun
 from nodes.chaos.runner import Run
+from nodes.health_prober import DIAL_PAUSE_MAX_S
 
-JUDGED = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "I6", "I9", "I10", "I17", "I18")
-"""What is judged here. I12 and I13, that nothing shakes a mode but faults, cannot be told from a machine that is busy."""
 MEMORY_BYTES_MAX = 512 << 20
 """Of a site in an experiment: five times what one takes that replicates as fast as it can."""
 OPEN_FILES_MAX = 512
 """128 clients, 8 links of each of 3 roles with 7 peers, a segment or two of each journal, and the store's."""
 TOLERANCE_US = 500_000
 """A line of a log, a sample and a client's answer are written down so much after what they tell, on a busy machine."""
-REJECTED = ("batch_rejected", "connection_refused", "conduit_refused")
-FOUND_OUT = "bad_"
-"""How the detail of a closed conduit begins when a frame was not what it should be, and not merely cut off."""
+TOLD_WITHIN_US = 5_000_000
+"""After the last of the frames that were altered has come, it must be in the log."""
 TAMPERED_MIN = 3
 """Flipped bits of one fault in one direction, below which all of them may have been in connections that ended anyway."""
 
@@ -64,14 +61,21 @@ def observe(run: Run) -> Observation:
         attempts=run.history.attempts,
         submitted={name: frozenset(run.history.submitted.get(name, ())) for name in scenario.cluster.sites},
         cursors=[sample.cursors for sample in run.samples if sample.cursors is not None],
-        modes=list(_modes(run)),
+        modes=list(
+            modes_seen(
+                ((event["time_us"], event) for event in run.events),
+                run.process_ends,
+                scenario.cluster.sites,
+                run.ended_us,
+            )
+        ),
         measures=list(_measures(run)),
         leftovers=run.leftovers,
         rejections=list(_rejections(run)),
         bootstraps=[
             Bootstrap(event["time_us"], event["site"]) for event in run.events if event["event"] == "bootstrapped"
         ],
-        faults=[_fault(run, one) for one in run.faults if one.began_us is not None],
+        faults=list(_faults(run)),
         disk_losses=run.disk_losses,
         tampering=list(_tampering(run)),
     )
@@ -85,7 +89,8 @@ def _limits(run: Run, offsets: Mapping[str, int]) -> Limits:
         check_interval_us=1000 * failover.check_interval_ms,
         failure_threshold=failover.failure_threshold,
         recovery_threshold=failover.recovery_threshold,
-        redial_us=round(1e6 * replication.reconnect_max_s),
+        probe_timeout_us=1000 * failover.check_interval_ms,
+        redial_us=round(1e6 * DIAL_PAUSE_MAX_S),
         converge_us=round(1e6 * run.scenario.expect.converged_within_s),
         tolerance_us=TOLERANCE_US,
         max_clock_drift_us=round(1e6 * replication.max_clock_drift_s),
@@ -161,31 +166,6 @@ def _with_durable(sums: ShardSums, durable: int) -> ShardSums:
     )
 
 
-def _modes(run: Run) -> Iterator[ModeSeen]:
-    """Modes as the sites log them; a site is in none from the end of its process until it serves."""
-    moments: list[tuple[int, dict[str, Any] | str]] = [(event["time_us"], event) for event in run.events]
-    moments += [(time_us, site) for time_us, site in run.process_ends]
-    known: set[str] = set()
-    for time_us, moment in sorted(moments, key=lambda each: each[0]):
-        if isinstance(moment, str):
-            known.discard(moment)
-            yield ModeSeen(time_us, moment, moment, None)
-            for peer in run.scenario.cluster.sites:
-                if peer != moment:
-                    yield ModeSeen(time_us, moment, peer, None)
-            continue
-        site = moment["site"]
-        match moment["event"]:
-            case "site_ready" if site not in known:
-                known.add(site)
-                yield ModeSeen(time_us, site, site, SiteMode(moment["mode"]))
-            case "mode_changed":
-                known.add(site)
-                yield ModeSeen(time_us, site, site, SiteMode(moment["mode"]))
-            case "peer_mode_changed":
-                yield ModeSeen(time_us, site, moment["peer"], SiteMode(moment["mode"]))
-
-
 def _measures(run: Run) -> Iterator[Measure]:
     for sample in run.samples:
         if sample.rss_bytes:
@@ -195,7 +175,7 @@ def _measures(run: Run) -> Iterator[Measure]:
 
 def _rejections(run: Run) -> Iterator[Rejection]:
     for event in run.events:
-        if event["event"] in REJECTED or (event["event"] == "conduit_closed" and event["detail"].startswith(FOUND_OUT)):
+        if is_rejection(event):
             yield Rejection(event["time_us"], event["site"], str(event.get("code", event["event"])))
 
 
@@ -205,7 +185,15 @@ def _tampering(run: Run) -> Iterator[Tampering]:
         for (sender, receiver), flips in one.flips.items():
             # What comes back to a dialler may end a probe, which is told as the end of a link only.
             if flips >= TAMPERED_MIN and one.began_us is not None:
-                yield Tampering(one.began_us, receiver, f"{flips} bits were flipped on their way from {sender}")
+                what = f"{flips} bits were flipped on their way from {sender}"
+                yield Tampering(one.began_us, receiver, what, (one.ended_us or run.faults_over_us) + TOLD_WITHIN_US)
+
+
+def _faults(run: Run) -> Iterator[Fault]:
+    """What was done to the sites, and what a busy machine did to all of them."""
+    yield from (_fault(run, one) for one in run.faults if one.began_us is not None)
+    for began_us, ended_us in run.stalls:
+        yield Fault("stall", began_us, ended_us, tuple(run.scenario.cluster.sites))
 
 
 def _fault(run: Run, one: FaultRun) -> Fault:

@@ -51,6 +51,7 @@ class Run:
         counters: what the proxies did, by direction.
         sums: by site, what its store counts.
         leftovers: what sites left behind that were stopped in order.
+        stalls: when the machine was so busy that a probe may have waited for it.
         process_ends: when which site's process was gone, until the end of the run.
     """
 
@@ -61,6 +62,7 @@ class Run:
     faults: list[FaultRun] = field(default_factory=list)
     history: History = field(default_factory=History)
     samples: list[Sample] = field(default_factory=list)
+    stalls: list[tuple[int, int]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     settled: Settled = field(default_factory=Settled)
@@ -115,6 +117,7 @@ async def _gather(run: Run, stage: Stage, workload: Workload, sampler: Sampler) 
     """What is known when every site has stopped; the disks are still there."""
     stage.events.poll()
     run.history, run.samples, run.notes = workload.history, sampler.samples, stage.notes
+    run.stalls = sampler.stalls
     run.events = stage.events.merged()
     run.counters = stage.mesh.counters()
     run.disk_losses = stage.disk_losses

@@ -19,6 +19,8 @@ from nodes.snapshots import cursors_from_json
 
 SAMPLE_S = 0.25
 """Between two looks: a change of modes takes a probe or more, and a look costs each site a millisecond or two."""
+STALL_US = 100_000
+"""A machine that runs this process so much too late may have let a probe wait as well."""
 ANSWER_S = 1.0
 """A site that has not answered by then is shown as silent."""
 DOWN, SILENT = "down", "silent"
@@ -67,12 +69,14 @@ class Sampler:
 
     Attributes:
         samples: in the order in which the answers came.
+        stalls: times in which this process was not run although it was due, as others on the machine may not have been.
     """
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._clock = SystemClock()
         self.samples: list[Sample] = []
+        self.stalls: list[tuple[int, int]] = []
 
     async def run(self) -> None:
         """Look at one site after the other, again and again, and read what they log.
@@ -85,7 +89,12 @@ class Sampler:
                 self.samples.append(await self._look(name))
             self._stage.events.poll()
             self._stage.look_for_ended()
-            await trio.sleep_until(began_s + SAMPLE_S)
+            due_s = max(began_s + SAMPLE_S, trio.current_time())
+            await trio.sleep_until(due_s)
+            late_us = round(1e6 * (trio.current_time() - due_s))
+            if late_us > STALL_US:
+                now_us = self._clock.now_us()
+                self.stalls.append((now_us - late_us, now_us))
 
     async def _look(self, name: str) -> Sample:
         if not self._stage.lives(name):

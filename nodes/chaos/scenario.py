@@ -33,6 +33,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.promises import CHECKERS
 from nodes.chaos.fault_kinds import KINDS, OF_EVERY_KIND, SCENARIO_S_MAX, Needs, Target
 from nodes.chaos.mesh import Link
 from nodes.chaos.operation_mix import OPERATIONS
@@ -45,7 +46,6 @@ SITES_MAX = 8
 """Processes of one machine that still get their share of two cores."""
 FAULTS_MAX = 10_000
 LINK_PATTERN = re.compile(r"^\s*([A-Za-z0-9_*-]+?)\s*(->|<->)\s*([A-Za-z0-9_*-]+)\s*$")
-PROMISES = tuple(f"P{number}" for number in range(1, 10))
 QUICK: Mapping[str, Mapping[str, object]] = {
     "failover": {"check_interval_ms": 200, "recovery_threshold": 1},
     "startup": {"startup_wait_s": 3.0},
@@ -97,7 +97,8 @@ class _ExpectTable(Table):
     ]
     events: Annotated[list[str], Field(default_factory=list, description="names of events that some site must log")]
     exercised: Annotated[
-        list[str], Field(default_factory=list, description="promises that must have been checked, P1 to P9")
+        list[str],
+        Field(default_factory=list, description=f"promises that must have been checked, of {', '.join(CHECKERS)}"),
     ]
     offline_within_s: Annotated[
         float | None, Field(gt=0, le=3600, description="seconds until the others call a site Offline that is gone")
@@ -357,7 +358,7 @@ def _check_expect(table: dict[str, Any], problems: list[str]) -> Expectation | N
     if values is None:
         return None
     kinds = [kind.name.lower() for kind in ConflictKind]
-    known: dict[str, Sequence[str]] = {"conflicts": kinds, "events": tuple(EVENTS), "exercised": PROMISES}
+    known: dict[str, Sequence[str]] = {"conflicts": kinds, "events": tuple(EVENTS), "exercised": tuple(CHECKERS)}
     for key, names in known.items():
         problems += [
             f"expect.{key}: {name!r} is none; there are: {', '.join(names)}"

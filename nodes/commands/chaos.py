@@ -20,7 +20,7 @@ from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.promises import judge
 from nodes.chaos.fault_kinds import KINDS, Needs, Target, options_text
 from nodes.chaos.nemesis import random_scenario
-from nodes.chaos.observing import JUDGED, observe
+from nodes.chaos.observing import observe
 from nodes.chaos.page import report_page
 from nodes.chaos.report import Report, make_report, report_json
 from nodes.chaos.runner import CouldNotRun, run_scenario, why_skipped
@@ -218,7 +218,7 @@ async def _judged_run(scenario: Scenario, say: Callable[[str], None], *, keep: b
             nursery.start_soon(_interrupt_when_terminated)
             run = await run_scenario(scenario, directory, say)
             nursery.cancel_scope.cancel()
-        verdicts: Any = await trio.to_thread.run_sync(lambda: judge(observe(run), JUDGED))
+        verdicts: Any = await trio.to_thread.run_sync(lambda: judge(observe(run)))
         return make_report(run, verdicts)
     finally:
         if keep:

@@ -16,14 +16,14 @@ from rich.console import Console
 
 from claudefs_repl.journal import JournalId, Op
 from claudefs_repl.observations import Acknowledged, Attempt, CursorsSeen, Outcome
-from claudefs_repl.promises import judge
+from claudefs_repl.promises import CHECKERS, judge
 from claudefs_repl.verdict import Ruling
 from nodes.__main__ import cli
 from nodes.chaos.disk_logs import LoggedEntry, LogOnDisk, read_logs
 from nodes.chaos.drawing import POINTS_MAX, nice_step, thin, unbroken
 from nodes.chaos.faults import FaultRun
 from nodes.chaos.history import History
-from nodes.chaos.observing import JUDGED, observe
+from nodes.chaos.observing import observe
 from nodes.chaos.page import report_page
 from nodes.chaos.report import make_report, report_json
 from nodes.chaos.runner import Run, run_scenario
@@ -103,7 +103,7 @@ def made_run() -> Run:
 
 
 def report_on(run: Run):
-    return make_report(run, judge(observe(run), JUDGED))
+    return make_report(run, judge(observe(run)))
 
 
 class Page(HTMLParser):
@@ -159,7 +159,7 @@ def test_a_run_that_nothing_is_wrong_with_is_held_and_every_promise_is_told():
     assert report.held, [str(one) for one in report.promises if one.ruling is Ruling.BROKEN]
     page = Page(report_page(report))
     told = json.loads(json.dumps(report_json(report)))
-    for number in JUDGED:
+    for number in CHECKERS:
         assert number in page.ids
         assert f"{number} " in printed(report)
         assert next(one["state"] for one in told["promises"] if one["promise"] == number) in ("held", "not exercised")
