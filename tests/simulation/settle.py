@@ -24,6 +24,9 @@ OPERATOR_AFTER_S = 15.0
 LOST_ASKED_MAX = 10
 PAGE = 500
 
+Reached = dict[str, Any]
+"""What a site has received, or applied, of each journal."""
+
 
 @dataclass(slots=True)
 class Settled:
@@ -68,25 +71,35 @@ def cursors_of(cluster: Cluster, name: str, status: Mapping[str, Any]) -> Cursor
 
 
 async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
-    """Wait until the sites are level, for so long; then ask each for its tree, conflicts and the rest."""
+    """Wait until the sites are level and stay so, for so long; then ask each for its tree, conflicts and the rest.
+
+    A write that a client had asked for may come to its end after the first look.
+    """
     settled = Settled()
     began_s = trio.current_time()
     helped: set[str] = set()
+    level: list[Reached] | None = None
     while trio.current_time() < began_s + limit_s:
         is_late = trio.current_time() > began_s + OPERATOR_AFTER_S
-        settled.missing = await _what_is_missing(cluster, keeper, helped, is_late)
-        if not settled.missing:
+        settled.missing, reached = await _what_is_missing(cluster, keeper, helped, is_late)
+        if not settled.missing and reached == level:
             settled.converged_us = cluster.world.now_us()
             break
+        level = reached
         await trio.sleep(POLL_S)
     for name in cluster.machines:
         await _ask(cluster, name, settled)
     return settled
 
 
-async def _what_is_missing(cluster: Cluster, keeper: Keeper, helped: set[str], is_late: bool) -> str:
-    """What keeps the sites from being level and writable, in words; a site that needs its operator gets him."""
-    reached: list[dict[str, Any]] = []
+async def _what_is_missing(
+    cluster: Cluster, keeper: Keeper, helped: set[str], is_late: bool
+) -> tuple[str, list[Reached]]:
+    """What keeps the sites from being level and writable, in words; a site that needs its operator gets him.
+
+    And what each has received and applied.
+    """
+    reached: list[Reached] = []
     missing = []
     for name in cluster.machines:
         status = await ask_status(cluster, name)
@@ -98,7 +111,7 @@ async def _what_is_missing(cluster: Cluster, keeper: Keeper, helped: set[str], i
         if needed or (is_late and refused and name not in helped):
             helped.add(name)
             await keeper.bootstrap(name)
-            return f"{name} was made anew"
+            return f"{name} was made anew", reached
         missing += [f"{name} takes no writes: {reason}" for reason in status["refusing_writes"]]
         if status["mode"] != "ActiveReadWrite":
             missing.append(f"{name} is {status['mode']}")
@@ -106,7 +119,7 @@ async def _what_is_missing(cluster: Cluster, keeper: Keeper, helped: set[str], i
             reached.append({key: seqs for key, seqs in cursors.items() if any(seqs)})
     if not missing and any(each != reached[0] for each in reached[1:]):
         missing.append(f"the sites have not received and applied the same: {reached}")
-    return "; ".join(missing)
+    return "; ".join(missing), reached
 
 
 async def _ask(cluster: Cluster, name: str, settled: Settled) -> None:
