@@ -3,19 +3,27 @@
 SQLite's files lie in memory, in a directory of their own for each life of a site's process. A commit appends to the WAL;
 only a checkpoint touches the database, and syncs it. So after a loss of power the database is as the last checkpoint
 left it, and of the WAL there is a part.
+
+While there is no room on the simulated disk the database cannot grow: what needs another page fails as SQLite fails then.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
+from nodes.store.schema import PAGE_BYTES
+from nodes.store.sqlite_store import SqliteStore
 from tests.simulation.storage import SimStorage
 
 T = TypeVar("T")
+
+PAGES_MAX = 0xFFFFFFFE
+"""SQLite's own limit."""
 
 
 class SimStoreRunner:
@@ -25,10 +33,13 @@ class SimStoreRunner:
         self._storage = storage
         self._root = root
         self._open: dict[str, bytes] = {}
+        self._writers: list[sqlite3.Connection] = []
+        self._has_room = True
 
     async def run(self, function: Callable[[], T]) -> T:
         """As `StoreRunner.run`."""
         await self._turn("store")
+        self._limit()
         return function()
 
     async def open(self, path: Path, function: Callable[[], T]) -> T:
@@ -43,7 +54,21 @@ class SimStoreRunner:
                 if suffix:
                     self._open[name] = taken[1]
         self._open.setdefault(name, b"")
-        return function()
+        result = function()
+        if isinstance(result, SqliteStore):
+            self._writers.append(result._writer)
+            self._has_room = True
+        return result
+
+    def _limit(self) -> None:
+        """Let the stores grow as long as there is room for a page."""
+        disk = self._storage.disk
+        has_room = disk.used_bytes() + PAGE_BYTES <= disk.quota_bytes
+        if has_room is not self._has_room:
+            self._has_room = has_room
+            for writer in self._writers:
+                # A limit below what the database has is taken for that.
+                writer.execute(f"PRAGMA max_page_count = {PAGES_MAX if has_room else 1}")
 
     async def sync(self, path: Path, function: Callable[[], T]) -> T:
         """As `StoreRunner.sync`: of an open store the WAL is durable as it is; a copy goes to the disk."""
@@ -66,6 +91,7 @@ class SimStoreRunner:
         """As `StoreRunner.close`: the last connection empties the WAL into the database."""
         if not self._storage.process.is_alive:
             return function()  # its files are no longer anybody's
+        self._writers.clear()
         with trio.CancelScope(shield=True):
             await self._turn("store_close")
         result = function()
