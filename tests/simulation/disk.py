@@ -218,20 +218,11 @@ class SimDisk:
         }
         return sorted(found)
 
-    def rot(self, suffix: str) -> str | None:
-        """Turn a bit in a closed file of a kind, the newest of each directory left out; which one it was."""
-        names = [name for name in sorted(self.files) if name.endswith(suffix)]
-        closed = [
-            name for i, name in enumerate(names) if [parent_of(n) for n in names[i + 1 : i + 2]] == [parent_of(name)]
-        ]
-        if not closed:
-            return None
-        name = self.rng.choice(closed)
+    def rot(self, name: str, at: int) -> None:
+        """A bit of a file is another from now on."""
         content = self.files[name]
-        at = self.rng.randrange(len(content.live))
         for image in (content.live, content.durable):
             image[at] ^= 1 << self.rng.randrange(8)
-        return name
 
 
 def join(buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:

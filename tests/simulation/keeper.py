@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WalCorrupted, WorldError
-from claudefs_repl.observations import DiskLoss, LogDamage, Tampering
+from claudefs_repl.observations import DiskLoss, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.client import SiteUnreachable
 from nodes.recovery import IDENTITY_FILE
@@ -17,6 +17,8 @@ from tests.simulation.machine import Machine
 LOOK_S = 0.05
 ALARMS = ("peer_ahead_of_origin", "journal_diverged")
 """After these an operator makes a site anew before it starts again: over a restart it forgets that peers are ahead."""
+ITS_OWN = "this site's journal"
+"""In such an alarm it is the site itself that went back, and not a peer."""
 RETRY_S = 1.0
 """An operator starts a site that ended by itself again after this."""
 
@@ -40,11 +42,15 @@ class _Keeping:
 
 @dataclass(slots=True)
 class Done:
-    """What was done in a run, for the checkers."""
+    """What was done in a run, for the checkers.
+
+    Attributes:
+        rotten: bits of logs that were turned below what is proven to be durable: when, whose, where. The site did not run.
+    """
 
     faults: list[FaultSeen] = field(default_factory=list)
     disk_losses: list[DiskLoss] = field(default_factory=list)
-    damage: list[LogDamage] = field(default_factory=list)
+    rotten: list[tuple[int, str, str]] = field(default_factory=list)
     tampering: list[Tampering] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     bootstraps: list[str] = field(default_factory=list)
@@ -91,7 +97,7 @@ class Keeper:
         read = 0
         while True:
             for event in self._cluster.events[read:]:
-                if event["event"] in ALARMS:
+                if event["event"] in ALARMS and ITS_OWN in event["detail"]:
                     self.needs_bootstrap(event["site"])
             read = len(self._cluster.events)
             for name, machine in self._cluster.machines.items():
@@ -132,6 +138,7 @@ class Keeper:
             keeping.needs_bootstrap = keeping.is_broken = False
             self._start(name)
             return
+        began_us = self._cluster.world.now_us()
         keeping.holds += 1
         try:
             await machine.stop()
@@ -142,6 +149,7 @@ class Keeper:
             )
         finally:
             keeping.holds = max(0, keeping.holds - 1)
+            self.done.faults.append(FaultSeen("bootstrap", began_us, self._cluster.world.now_us(), (name,)))
         keeping.not_before_s = trio.current_time() + RETRY_S
         if failure is None:
             keeping.needs_bootstrap = keeping.is_broken = False

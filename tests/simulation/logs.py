@@ -11,12 +11,12 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import ReplError
 from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import ShardSums
-from claudefs_repl.wal import HEADER_BYTES, RecordCodec, SegmentHeader
+from claudefs_repl.wal import HEADER_BYTES, RECORD_HEAD_BYTES, RecordCodec, SegmentHeader
 from nodes.chaos.disk_logs import LogOnDisk, read_logs
 from nodes.chaos.leftovers import read_store_sums
 from nodes.journals import JOURNALS_DIR
 from nodes.recovery import STORE_FILE
-from tests.simulation.disk import SimDisk
+from tests.simulation.disk import SimDisk, parent_of
 
 SEGMENT = ".seg"
 
@@ -36,6 +36,24 @@ def read_tails(disk: SimDisk) -> Cursors:
                 block = Block(record.body)
                 seqs[block.shard] = max(seqs[block.shard], block.last_seq)
     return {journal: tuple(seqs) for journal, seqs in tails.items()}
+
+
+def proven_bytes(disk: SimDisk) -> list[tuple[str, int, int]]:
+    """Bytes that later records prove to have been durable: file, first and last offset of each record of them."""
+    proven: dict[str, int] = {}
+    found = []
+    for name in sorted(disk.files):
+        if name.endswith(SEGMENT):
+            data = bytes(disk.files[name].live)
+            with contextlib.suppress(ReplError):
+                header = SegmentHeader.decode(data[:HEADER_BYTES])
+                body, log = memoryview(data)[HEADER_BYTES:], parent_of(name)
+                cut = RecordCodec(header.salt).cut(body, position=header.first_position, room=len(body))
+                proven[log] = max(proven.get(log, 0), *(record.synced_upto for record in cut.records), 0)
+                for record in cut.records:
+                    end = record.position + RECORD_HEAD_BYTES + len(record.body)
+                    found.append((name, HEADER_BYTES - header.first_position, record.position, end))
+    return [(name, at + begin, at + end - 1) for name, at, begin, end in found if end <= proven[parent_of(name)]]
 
 
 def unload(disk: SimDisk, directory: Path) -> tuple[dict[JournalId, LogOnDisk], dict[JournalId, list[ShardSums]]]:

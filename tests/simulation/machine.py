@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 from structlog.typing import FilteringBoundLogger
+from trio.lowlevel import Task, current_task
 
 from claudefs_repl.observations import Leftover
 from claudefs_repl.topology import ClusterConfig
@@ -258,7 +259,19 @@ class Machine:
             left.append(Leftover(self.name, "files", f"{process.open_files} of {process.name}"))
         if self.socket_path in self.listeners:
             left.append(Leftover(self.name, "socket", self.socket_path))
+        left += [Leftover(self.name, "task", task.name) for task in tasks_of(process) if task is not current_task()]
+        left += [Leftover(self.name, "file", name) for name in self.disk.files if name.endswith((".tmp", ".new"))]
         return left
+
+
+def tasks_of(process: Process) -> Iterator[Task]:
+    """Every task that belongs to a process."""
+    nurseries = [*trio.lowlevel.current_root_task().child_nurseries]  # type: ignore[union-attr]
+    while nurseries:
+        for task in nurseries.pop().child_tasks:
+            nurseries += task.child_nurseries
+            if task.context.get(PROCESS) is process:
+                yield task
 
 
 def _leaf(error: BaseException) -> BaseException:

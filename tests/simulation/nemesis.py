@@ -14,12 +14,13 @@ from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SyncCrash
 from tests.simulation.keeper import Keeper
-from tests.simulation.logs import read_tails
+from tests.simulation.logs import proven_bytes, read_tails
 from tests.simulation.plan import make_rings
 from tests.simulation.schedule import Fault
 from tests.simulation.stranger import play_tricks, run_stranger
 
 ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "old_copy", "sync_error", "other_key", "bit_rot", "rogue")
+PARTITIONS = ("partition", "partition_one_way")
 PLANNED_US = 20_000_000
 
 
@@ -53,8 +54,7 @@ class Nemesis:
         self._under_way[id(fault)] = (fault, began_us)
         handler: Callable[..., Awaitable[dict[str, Any]]] = getattr(self, f"_{fault.kind}")
         facts = await handler(**args)
-        named = tuple(args[key] for key in ("site", "a", "b") if key in args)
-        seen = {"sites": named, **facts}
+        seen = {"sites": _named(fault), "cuts": _cuts(fault), **facts}
         del self._under_way[id(fault)]
         # A planned crash comes some time later, at what it was planned for.
         ended_us = self._cluster.world.now_us() + (PLANNED_US if "after" in args else 0)
@@ -63,17 +63,14 @@ class Nemesis:
     def finish(self) -> None:
         """The time for faults is over: those under way end now."""
         for fault, began_us in self._under_way.values():
-            named = tuple(fault.args[key] for key in ("site", "a", "b") if key in fault.args)
-            sites = named or tuple(self._cluster.machines)
-            cuts = ((sites[0], sites[-1]), (sites[-1], sites[0])) if "partition" in fault.kind else ()
             now_us = self._cluster.world.now_us()
             self.done.faults.append(
                 FaultSeen(
                     kind=fault.kind,
                     began_us=began_us,
                     ended_us=now_us,
-                    sites=sites,
-                    cuts=cuts,
+                    sites=tuple(self._cluster.machines) if fault.kind == "power_loss_all" else _named(fault),
+                    cuts=_cuts(fault),
                     ends_process=fault.kind in ENDING,
                     is_power_loss="power" in fault.kind or fault.kind in ("wipe", "old_copy"),
                 )
@@ -172,11 +169,14 @@ class Nemesis:
         machine = self._cluster.machines[site]
         self.keeper.hold(site)
         await machine.stop()
-        loss = self._loss_of(site)
-        rotten = machine.disk.rot(".seg")
-        self._cluster.world.trace.note("rot", site, rotten)
-        if rotten is not None:
-            self.done.disk_losses.append(loss)
+        proven = proven_bytes(machine.disk)
+        if proven:
+            name, first, last = self._rng.choice(proven)
+            at = self._rng.randint(first, last)
+            self._cluster.world.trace.note("rot", site, name, at)
+            self.done.disk_losses.append(self._loss_of(site))
+            machine.disk.rot(name, at)
+            self.done.rotten.append((self._cluster.world.now_us(), site, f"byte {at} of {name}"))
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True}
@@ -230,19 +230,19 @@ class Nemesis:
 
     async def _cut(self, paths: list[Any], for_s: float) -> None:
         for path in paths:
-            path.is_cut = True
+            path.cuts += 1
         await trio.sleep(for_s)
         for path in paths:
-            path.is_cut = False
+            path.cuts -= 1
         self._cluster.network.flush()
 
     async def _partition(self, a: str, b: str, for_s: float) -> dict[str, Any]:
         await self._cut(list(self._paths(a, b)), for_s)
-        return {"cuts": ((a, b), (b, a))}
+        return {}
 
     async def _partition_one_way(self, a: str, b: str, for_s: float) -> dict[str, Any]:
         await self._cut([self._paths(a, b)[0]], for_s)
-        return {"cuts": ((a, b), (b, a))}
+        return {}
 
     async def _flap(self, a: str, b: str, period_s: float, times: int) -> dict[str, Any]:
         for _ in range(times):
@@ -273,16 +273,16 @@ class Nemesis:
 
     async def _delay(self, a: str, b: str, latency_s: float, for_s: float) -> dict[str, Any]:
         path = self._paths(a, b)[0]
-        was, path.latency_s = path.latency_s, (latency_s, 2 * latency_s)
+        path.latency_s = (latency_s, 2 * latency_s)
         await trio.sleep(for_s)
-        path.latency_s = was
+        path.latency_s = self._cluster.plan.latency_s
         return {}
 
     async def _throttle(self, a: str, b: str, bytes_per_s: float, for_s: float) -> dict[str, Any]:
         path = self._paths(a, b)[0]
-        was, path.bytes_per_s = path.bytes_per_s, bytes_per_s
+        path.bytes_per_s = bytes_per_s
         await trio.sleep(for_s)
-        path.bytes_per_s = was
+        path.bytes_per_s = self._cluster.plan.bytes_per_s
         return {}
 
     async def _cut_bytes(self, a: str, b: str, after: int) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class Nemesis:
         return {}
 
     async def _stranger(self, site: str, attempts: int, manner: str) -> dict[str, Any]:
-        await run_stranger(self._cluster, self._cluster.machines[site], attempts, manner)
+        self.done.tampering += await run_stranger(self._cluster, self._cluster.machines[site], attempts, manner)
         return {}
 
     async def _rogue(self, site: str, peer: str) -> dict[str, Any]:
@@ -304,11 +304,13 @@ class Nemesis:
         self.keeper.hold(site)
         self._cluster.machines[site].crash(is_power_loss=False)
         lives, paths = self._cluster.machines[peer].lives, self._paths(site, peer)
-        wrong = await play_tricks(self._cluster, site, peer, self._right_keys[site])
+        wrong, played = await play_tricks(self._cluster, site, peer, self._right_keys[site])
         # A link that something else disturbs, or a peer that began anew, may leave any answer out.
         is_disturbed = any(p.is_cut or p.is_refusing or p.flips or p.cut_after_bytes is not None for p in paths)
         if is_disturbed or len(self._under_way) > 1 or self._cluster.machines[peer].lives != lives:
             wrong = [what for what in wrong if "taken" in what]
+        else:
+            self.done.tampering += played
         self.done.failures += [f"P6: {peer}: {what}" for what in wrong]
         self.keeper.release(site)
         return {"ends_process": True}
@@ -339,6 +341,21 @@ class Nemesis:
         self._cluster.keys[site] = right
         self._cluster.machines[site].crash(is_power_loss=False)
         return {"ends_process": True}
+
+
+def _cuts(fault: Fault) -> tuple[tuple[str, str], ...]:
+    """Whose probes of whom cannot come back, also if only one direction is cut."""
+    if fault.kind not in PARTITIONS:
+        return ()
+    a, b = fault.args["a"], fault.args["b"]
+    return ((a, b), (b, a))
+
+
+def _named(fault: Fault) -> tuple[str, ...]:
+    """The sites that a fault is done to: of a partition it is their link alone."""
+    if fault.kind in PARTITIONS:
+        return ()
+    return tuple(fault.args[key] for key in ("site", "a", "b") if key in fault.args)
 
 
 def _join(held: dict[Any, tuple[int, ...]], more: Cursors) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from protocol.frames import LENGTH_BYTES
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Path:
     Attributes:
         latency_s: the least and the most that a segment takes.
         bytes_per_s: what fits through.
-        is_cut: nothing passes; what is sent is kept by the sender, as TCP does.
+        cuts: while there is any nothing passes; what is sent is kept by the sender, as TCP does.
         is_refusing: connections are refused.
         cut_after_bytes: when so many more bytes have passed, their connection is reset.
         flips: so many of the next segments get a bit turned.
@@ -41,14 +42,37 @@ class Path:
 
     latency_s: tuple[float, float]
     bytes_per_s: float
-    is_cut: bool = False
+    cuts: int = 0
     is_refusing: bool = False
     cut_after_bytes: int | None = None
     flips: int = 0
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether something cuts it."""
+        return self.cuts > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A bit of a segment was turned on its way.
+
+    Attributes:
+        end: where it arrived.
+        is_first: whether it was the first segment of its direction: of the listener's a part of the handshake.
+    """
+
+    time_us: int
+    end: End
+    is_first: bool
+
 
 class Network:
-    """All machines and what is between them."""
+    """All machines and what is between them.
+
+    Attributes:
+        flips: turned bits that may be noticed: not those in the length of a frame, for which more is waited.
+    """
 
     def __init__(self, world: World, latency_s: tuple[float, float], bytes_per_s: float) -> None:
         self.world = world
@@ -56,6 +80,7 @@ class Network:
         self.machines: dict[str, Machine] = {}
         self.ids = itertools.count(1)
         self.full_windows = 0
+        self.flips: list[Flip] = []
         self._normal = (latency_s, bytes_per_s)
         self._paths: dict[tuple[str, str], Path] = {}
         self._waiting: list[End] = []
@@ -71,7 +96,7 @@ class Network:
         """Every path is as it was at the begin."""
         for path in self._paths.values():
             path.latency_s, path.bytes_per_s = self._normal
-            path.is_cut = path.is_refusing = False
+            path.cuts, path.is_refusing = 0, False
             path.cut_after_bytes, path.flips = None, 0
         self.flush()
 
@@ -112,6 +137,7 @@ class End:
         self.readers = trio.lowlevel.ParkingLot()
         self.writers = trio.lowlevel.ParkingLot()
         self.under_way = 0
+        self._arrived = 0
         self._arrives_s = 0.0
         self._free_s = 0.0
         self._held: deque[tuple[str, bytes]] = deque()
@@ -184,6 +210,7 @@ class End:
         network.world.trace.note(kind, self.machine.name, other.machine.name, self.id, len(data))
         if path is not None and data:
             data = self._damage(path, data)
+            self._arrived += 1
             other.machine.note_segment()
         if kind == "rst":
             other.fail(errno.ECONNRESET)
@@ -207,8 +234,11 @@ class End:
         if path.flips:
             path.flips -= 1
             turned = bytearray(data)
-            turned[self.network.rng.randrange(len(data))] ^= 1 << self.network.rng.randrange(8)
+            at = self.network.rng.randrange(len(data))
+            turned[at] ^= 1 << self.network.rng.randrange(8)
             data = bytes(turned)
+            if at >= LENGTH_BYTES:
+                self.network.flips.append(Flip(self.network.world.now_us(), self.other, self._arrived == 0))
         if path.cut_after_bytes is not None:
             path.cut_after_bytes -= len(data)
             if path.cut_after_bytes <= 0:

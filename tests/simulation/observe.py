@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
-from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import (
     Attempt,
@@ -15,11 +17,15 @@ from claudefs_repl.observations import (
     DeadLetter,
     Leftover,
     Limits,
-    ModeSeen,
+    LinkWork,
+    LogDamage,
     Observation,
     Rejection,
     SiteEnd,
+    Tampering,
 )
+from nodes.chaos.events_seen import is_rejection, modes_seen
+from nodes.health_prober import DIAL_PAUSE_MAX_S
 from tests.simulation.cluster import Cluster
 from tests.simulation.logs import read_set_aside, unload
 from tests.simulation.nemesis import Nemesis
@@ -29,7 +35,7 @@ from tests.simulation.workload import Workload
 from tests.simulation.world import EPOCH_US
 
 TOLERANCE_US = 100_000
-REJECTED = ("batch_rejected", "connection_refused", "conduit_refused")
+NOT_SYNCED = "did not confirm a sync"
 
 
 def observe(
@@ -55,28 +61,113 @@ def observe(
         began_us=EPOCH_US,
         healed_us=healed_us,
         converged_us=settled.converged_us,
-        ended_us=cluster.world.now_us(),
+        ended_us=settled.ended_us,
         limits=_limits(cluster, nemesis),
         ends=ends,
         attempts=_attempts(cluster, workload),
         submitted={name: frozenset(workload.history.submitted.get(name, ())) for name in cluster.machines},
         cursors=cursors,
-        modes=list(_modes(cluster)),
+        modes=list(
+            modes_seen(
+                ((event["seen_us"], event) for event in cluster.events),
+                cluster.process_ends,
+                cluster.machines,
+                settled.ended_us,
+            )
+        ),
         measures=measures,
         leftovers=leftovers,
         rejections=[
             Rejection(event["seen_us"], event["site"], str(event.get("code", event["event"])))
             for event in cluster.events
-            if event["event"] in REJECTED
+            if is_rejection(event)
         ],
-        bootstraps=[
-            Bootstrap(event["seen_us"], event["site"]) for event in cluster.events if event["event"] == "bootstrapped"
-        ],
+        bootstraps=list(_bootstraps(cluster, nemesis)),
+        work=list(_work(cluster, nemesis)),
         faults=nemesis.done.faults,
         disk_losses=nemesis.done.disk_losses,
-        tampering=nemesis.done.tampering,
-        log_damage=nemesis.done.damage,
+        tampering=[*nemesis.done.tampering, *_flips(cluster)],
+        log_damage=list(_damage(cluster, nemesis)),
     )
+
+
+def _bootstraps(cluster: Cluster, nemesis: Nemesis) -> Iterator[Bootstrap]:
+    """The sites that were made anew, also those whose operator was asked to by what they could not do any more."""
+    causes: dict[str, dict[str, str]] = {name: {} for name in cluster.machines}
+    had_wrong_clocks = any(nemesis.clocks_ahead_us().values())
+    for event in cluster.events:
+        site = event["site"]
+        match event["event"]:
+            case "stamps_refused" if had_wrong_clocks:
+                causes[site][event["peer"]] = "its stamps were too far ahead"
+            case "stamps_accepted":
+                causes[site].pop(event["peer"], None)
+            case "site_failed" if NOT_SYNCED in event["reason"]:
+                causes[site][site] = "its disk had not confirmed a sync, and may say later that it has what it lost"
+            case "bootstrap_needed":
+                causes[site][event["peer"]] = "no peer held what it lacked"
+            case "bootstrapped":
+                yield Bootstrap(event["seen_us"], site, next(iter(causes[site].values()), None))
+                causes[site].clear()
+
+
+def _work(cluster: Cluster, nemesis: Nemesis) -> Iterator[LinkWork]:
+    """What came twice of a journal that its own site was writing: of former journals several sites send the same.
+
+    A receiver tells its cursors when it has taken all that came on the conduit before: nothing has to come again.
+    """
+    connections: Counter[tuple[str, str]] = Counter()
+    duplicates: Counter[tuple[str, str]] = Counter()
+    own: dict[str, str] = {}
+    rogues = [fault for fault in nemesis.done.faults if fault.kind == "rogue"]
+    for event in cluster.events:
+        match event["event"]:
+            case "journal_created" | "bootstrapped":
+                own[event["site"]] = event["journal"]
+            case "conduit_connected" if event["direction"] == "in":
+                connections[event["peer"], event["site"]] += 1
+            case "duplicate_dropped" if event["journal"] == own.get(event["peer"]):
+                is_rogue = any(
+                    f.began_us <= event["seen_us"] <= f.ended_us and event["peer"] in f.sites for f in rogues
+                )
+                duplicates[event["peer"], event["site"]] += not is_rogue
+    for sender, receiver in permutations(cluster.machines, 2):
+        link = (sender, receiver)
+        yield LinkWork(sender, receiver, connections[link], duplicates[link], window_batches=0)
+
+
+def _damage(cluster: Cluster, nemesis: Nemesis) -> Iterator[LogDamage]:
+    """What became of sites whose logs were damaged: the first that they did afterwards."""
+    for time_us, site, what in nemesis.done.rotten:
+        later_us = [loss.time_us for loss in nemesis.done.disk_losses if loss.site == site and loss.time_us > time_us]
+        for event in cluster.events:
+            if (
+                event["site"] != site
+                or event["seen_us"] < time_us
+                or any(at_us < event["seen_us"] for at_us in later_us)
+            ):
+                continue
+            is_refused = event["event"] == "site_failed" and "damaged" in event["reason"]
+            if is_refused or event["event"] == "site_ready":
+                yield LogDamage(time_us, site, f"a bit in {what} was turned", is_refused)
+            if is_refused or event["event"] in ("site_ready", "bootstrapped"):
+                break
+
+
+def _flips(cluster: Cluster) -> Iterator[Tampering]:
+    """The turned bits that a site has met: whose connection it ended itself afterwards, or has still."""
+    replication = cluster.plan.cluster.replication
+    within_us = round(1e6 * (replication.idle_timeout_s + replication.handshake_timeout_s))
+    for flip in cluster.network.flips:
+        end, site, sender = flip.end, flip.end.machine.name, flip.end.other.machine.name
+        told_by_us = flip.time_us + within_us
+        is_met = end.error in (None, errno.EBADF) and not end.is_ended
+        if is_met and not any(
+            flip.time_us <= at_us <= told_by_us for at_us, name in cluster.process_ends if name == site
+        ):
+            # Of an altered handshake the listener tells, whom the dialler told.
+            tellers = (sender,) if flip.is_first else ()
+            yield Tampering(flip.time_us, site, f"a bit was turned on its way from {sender}", told_by_us, tellers)
 
 
 def _attempts(cluster: Cluster, workload: Workload) -> list[Attempt]:
@@ -97,7 +188,9 @@ def _limits(cluster: Cluster, nemesis: Nemesis) -> Limits:
         check_interval_us=1000 * failover.check_interval_ms,
         failure_threshold=failover.failure_threshold,
         recovery_threshold=failover.recovery_threshold,
-        redial_us=round(1e6 * replication.reconnect_max_s),
+        probe_timeout_us=1000 * failover.check_interval_ms,
+        redial_us=round(1e6 * DIAL_PAUSE_MAX_S),
+        catch_up_us=0,
         converge_us=round(1e6 * CONVERGE_S),
         tolerance_us=TOLERANCE_US,
         max_clock_drift_us=round(1e6 * replication.max_clock_drift_s),
@@ -152,20 +245,3 @@ def _stamp(stamp: Mapping[str, int]) -> str:
 def _letter(letter: Mapping[str, Any]) -> DeadLetter:
     journal, shard, seq = str(letter["entry"]).split("/")
     return DeadLetter(JournalId.parse(journal), int(shard), int(seq), str(letter.get("reason", "")))
-
-
-def _modes(cluster: Cluster) -> Iterator[ModeSeen]:
-    """Modes as the sites log them; a site is in none from the end of its process until it serves."""
-    moments: list[tuple[int, dict[str, Any] | str]] = [(event["seen_us"], event) for event in cluster.events]
-    moments += cluster.process_ends
-    for time_us, moment in sorted(moments, key=lambda each: each[0]):
-        if isinstance(moment, str):
-            for about in cluster.machines:
-                yield ModeSeen(time_us, moment, about, None)
-            continue
-        site = moment["site"]
-        match moment["event"]:
-            case "site_ready" | "mode_changed":
-                yield ModeSeen(time_us, site, site, SiteMode(moment["mode"]))
-            case "peer_mode_changed":
-                yield ModeSeen(time_us, site, moment["peer"], SiteMode(moment["mode"]))

@@ -14,6 +14,7 @@ import trio
 
 from claudefs_repl.observations import CursorsSeen, Measure, Observation
 from claudefs_repl.promises import broken, judge
+from claudefs_repl.verdict import Verdict
 from tests.simulation.cluster import Cluster
 from tests.simulation.keeper import Keeper
 from tests.simulation.nemesis import Nemesis
@@ -27,7 +28,6 @@ from tests.simulation.sometimes import reached
 from tests.simulation.workload import Workload
 from tests.simulation.world import Stuck, World
 
-JUDGED = ("P1", "P2", "P3", "P4", "P5", "P7", "P8", "P9", "I6", "I9", "I17")
 SAMPLE_S = 0.7
 STOP_S = 20.0
 """Sites that stop must be gone by then."""
@@ -138,20 +138,21 @@ def run_seed(
     faults = draw_schedule(plan) if schedule is None else list(schedule)
     violations: list[str] = []
     found: Counter[str] = Counter()
+    verdicts: list[Verdict] = []
     with _memory_directory() as root:
         run = _Run(world, plan, faults, root)
         try:
             world.run(run.main)
             violations += run.nemesis.done.failures if run.nemesis is not None else []
-            verdicts = broken(judge(run.observation(), JUDGED))
-            violations += [f"{each.promise}: {finding}" for each in verdicts for finding in each.findings]
+            verdicts = judge(run.observation())
+            violations += [f"{each.promise}: {finding}" for each in broken(verdicts) for finding in each.findings]
             if run.settled.converged_us is None:
                 violations.append(f"link up, nothing moves: {run.settled.missing}")
         except Stuck as stuck:
             violations.append(f"stuck: {stuck}")
         except BaseExceptionGroup as group:
             violations.append(f"the simulation failed: {_first(group)!r}")
-        found = reached(run.cluster, run.settled, run.workload.history.refusals())
+        found = reached(run.cluster, run.settled, run.workload.history.refusals(), verdicts)
     return Outcome(
         seed,
         world.trace.digest(),

@@ -19,6 +19,8 @@ from tests.simulation.keeper import Keeper
 POLL_S = 0.25
 ANSWER_S = 2.0
 REMEDY = "claudefs-repl bootstrap"
+PATIENCE_S = 6.0
+"""An operator waits so long whether a site that asks for him gets over it by itself, as some say that they may."""
 OPERATOR_AFTER_S = 15.0
 """An operator who sees that nothing moves looks at stamps that peers refuse, and has the site made anew."""
 LOST_ASKED_MAX = 10
@@ -35,10 +37,12 @@ class Settled:
     Attributes:
         converged_us: when all were level, None if they were not in time.
         missing: what was not so when the time was over.
+        ended_us: when all had been asked.
     """
 
     converged_us: int | None = None
     missing: str = ""
+    ended_us: int = 0
     cursors: dict[str, CursorsSeen] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     trees: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -78,10 +82,11 @@ async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
     settled = Settled()
     began_s = trio.current_time()
     helped: set[str] = set()
+    asking_since_s: dict[str, float] = {}
     level: list[Reached] | None = None
     while trio.current_time() < began_s + limit_s:
         is_late = trio.current_time() > began_s + OPERATOR_AFTER_S
-        settled.missing, reached = await _what_is_missing(cluster, keeper, helped, is_late)
+        settled.missing, reached = await _what_is_missing(cluster, keeper, helped, asking_since_s, is_late)
         if not settled.missing and reached == level:
             settled.converged_us = cluster.world.now_us()
             break
@@ -89,11 +94,12 @@ async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
         await trio.sleep(POLL_S)
     for name in cluster.machines:
         await _ask(cluster, name, settled)
+    settled.ended_us = cluster.world.now_us()
     return settled
 
 
 async def _what_is_missing(
-    cluster: Cluster, keeper: Keeper, helped: set[str], is_late: bool
+    cluster: Cluster, keeper: Keeper, helped: set[str], asking_since_s: dict[str, float], is_late: bool
 ) -> tuple[str, list[Reached]]:
     """What keeps the sites from being level and writable, in words; a site that needs its operator gets him.
 
@@ -106,15 +112,26 @@ async def _what_is_missing(
         if status is None:
             missing.append(f"{name} does not answer")
             continue
-        needed = any(REMEDY in reason for reason in status["refusing_writes"])
+        if any(REMEDY in reason for reason in status["refusing_writes"]):
+            since_s = asking_since_s.setdefault(name, trio.current_time())
+        else:
+            since_s = trio.current_time()
+            asking_since_s.pop(name, None)
+        needed = trio.current_time() > since_s + PATIENCE_S
         refused = any(link["stamps_refused"] or link["cut_off"] for link in status["peers"].values())
         if needed or (is_late and refused and name not in helped):
             helped.add(name)
+            asking_since_s.pop(name, None)
             await keeper.bootstrap(name)
             return f"{name} was made anew", reached
         missing += [f"{name} takes no writes: {reason}" for reason in status["refusing_writes"]]
         if status["mode"] != "ActiveReadWrite":
             missing.append(f"{name} is {status['mode']}")
+        missing += [
+            f"{name} takes {peer} for {link['mode']}"
+            for peer, link in status["peers"].items()
+            if link["mode"] != "ActiveReadWrite"
+        ]
         for cursors in (status["received"], status["applied"]):
             reached.append({key: seqs for key, seqs in cursors.items() if any(seqs)})
     if not missing and any(each != reached[0] for each in reached[1:]):

@@ -8,6 +8,7 @@ import trio
 
 from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation
+from claudefs_repl.observations import Tampering
 from nodes.link import LINK_ERRORS
 from nodes.recovery import IDENTITY_FILE
 from protocol.handshake import LocalIdentity
@@ -17,14 +18,14 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SimDisk
 from tests.simulation.machine import Machine
 from tests.simulation.processes import PROCESS, Process
-from tests.simulation.rogue import Trick, play
+from tests.simulation.rogue import AGAIN, NACKS, Trick, play
 
 ADDRESS = "10.9.9.9"
 HOLD_S = 3.0
 
 
-async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner: str) -> None:
-    """Connect again and again: and be silent, talk nonsense, or hang up at once."""
+async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner: str) -> list[Tampering]:
+    """Connect again and again: and be silent, talk nonsense, or hang up at once; the nonsense that was answered."""
     world = cluster.world
     machine = cluster.network.machines.get(ADDRESS)
     if machine is None:
@@ -32,10 +33,12 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
         machine = Machine(world, cluster.network, ADDRESS, "stranger", disk, SimWallClock(world, offset_s=0.0))
     rng = world.rng("stranger")
     port = cluster.plan.cluster.site(target.name).port
+    heard: list[Tampering] = []
 
     async def attempt() -> None:
         PROCESS.set(Process(machine, "stranger"))
         with trio.move_on_after(HOLD_S):
+            began_us = world.now_us()
             try:
                 stream = await trio.open_tcp_stream(target.address, port)
                 async with stream:
@@ -43,6 +46,8 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
                         await stream.send_all(rng.randbytes(rng.randint(1, 300)))
                     if manner != "hang_up":
                         await stream.receive_some(1000)
+                    if manner == "noise":
+                        heard.append(Tampering(began_us, target.name, "a stranger's noise", world.now_us()))
             except (OSError, trio.BrokenResourceError):
                 return
 
@@ -50,21 +55,28 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
         for _ in range(attempts):
             nursery.start_soon(attempt)
             await trio.sleep(rng.uniform(0.0, 0.05))
+    return heard
 
 
-async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> list[str]:
-    """In the place of a site that is down, break the rules of a conduit one by one; what was answered wrongly."""
+async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> tuple[list[str], list[Tampering]]:
+    """In the place of a site that is down, break the rules of a conduit one by one.
+
+    Returns:
+        what was answered wrongly, and those tricks that were played and must be told.
+    """
     machine, plan = cluster.machines[site], cluster.plan.cluster
     content = machine.disk.files.get(IDENTITY_FILE)
     if content is None:
-        return []
+        return [], []
     known = json.loads(bytes(content.live))
     own = plan.site(site)
     identity = LocalIdentity(plan.cluster_id, plan.shards, own.site_id, Incarnation(int(known["incarnation"], 16)))
     token = PROCESS.set(Process(machine, f"rogue.{site}"))
-    wrong = []
+    wrong: list[str] = []
+    played: list[Tampering] = []
     try:
         for trick in Trick:
+            began_us = cluster.world.now_us()
             try:
                 what = await play(
                     trick,
@@ -76,10 +88,12 @@ async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> 
                     entropy=cluster.world.rng(f"rogue {trick.name}").randbytes,
                 )
             except (*LINK_ERRORS, PeerRefused) as error:
-                what = None
                 cluster.world.trace.note("no_trick", trick.name, type(error).__name__)
+                continue
+            if trick not in NACKS and trick not in AGAIN:
+                played.append(Tampering(began_us, peer, f"a rogue: {trick.value}", cluster.world.now_us()))
             cluster.world.trace.note("trick", trick.name, what)
             wrong += [] if what is None else [what]
     finally:
         PROCESS.reset(token)
-    return wrong
+    return wrong, played

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 
-from nodes.store.conflicts import ConflictKind
 from tests.simulation.meetings import TOP, attend
-from tests.simulation.sometimes import required
 
 
 def test_all_clients_turn_to_the_same_object():
@@ -23,8 +21,3 @@ def test_all_clients_turn_to_the_same_object():
         else:
             assert len(places) == 1
     assert {"write", "setattr", "setxattr", "create", "move", "remove", "rmdir", "movedir"} <= kinds
-
-
-def test_every_kind_of_conflict_must_be_reached():
-    """A campaign that lacks a kind of conflict is incomplete."""
-    assert {f"conflict of kind {kind.name.lower()}" for kind in ConflictKind} <= required()
