@@ -74,9 +74,13 @@ class NameChange:
     content: DiskContent | None
     was: str | None = None
 
+    def names(self) -> set[str]:
+        """What it is about."""
+        return {name for name in (self.name, self.was) if name is not None}
+
     def directories(self) -> set[str]:
         """Where it happens."""
-        return {parent_of(name) for name in (self.name, self.was) if name is not None}
+        return set(map(parent_of, self.names()))
 
 
 def parent_of(name: str) -> str:
@@ -146,10 +150,13 @@ class SimDisk:
         self._changes.append(NameChange(name, content, was))
 
     def sync_names(self, directory: str) -> None:
-        """The names in a directory are durable."""
-        rest = []
+        """The names in a directory are durable, and what had happened to the same names before, wherever that was."""
+        rest: list[NameChange] = []
         for change in self._changes:
             if directory in change.directories():
+                for earlier in [one for one in rest if one.names() & change.names()]:
+                    rest.remove(earlier)
+                    self._settle(earlier)
                 self._settle(change)
             else:
                 rest.append(change)
