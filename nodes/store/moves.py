@@ -209,13 +209,16 @@ def _judge_places(judge: Judge, child: int) -> None:
     causality = judge.causality
     runs = [move.stamp[8:24] + causality.name_of(move.vector) for move in moves]
     losers: dict[bytes, tuple[ConflictKind, Loser, bytes]] = {}
+    judged = {move.stamp for move in moves}
     for index, move in enumerate(moves):
         if runs[index] in runs[index + 1 :]:
             continue
         loser = Loser(move.stamp, runs[index][16:], child, move.parent, move.name)
         if move.skipped:
-            blocker = _blocker(judge, child, move)
-            if blocker is not None:
+            is_known, blocker = _blocker(judge, child, move)
+            if not is_known:
+                judged.discard(move.stamp)
+            elif blocker is not None:
                 losers[move.stamp] = ConflictKind.CYCLE, loser, blocker
             continue
         rivals = [
@@ -229,7 +232,7 @@ def _judge_places(judge: Judge, child: int) -> None:
             losers[move.stamp] = kind, loser, rivals[-1].stamp
     target = Target(child, Facet.PLACE, b"")
     if losers or judge.watched.has_conflict(child, Facet.PLACE):
-        judge.conflicts.decide(target, losers, {move.stamp for move in moves})
+        judge.conflicts.decide(target, losers, judged)
 
 
 def _is_unseen(causality: Causality, later: _Move, stamp: bytes) -> bool:
@@ -239,15 +242,20 @@ def _is_unseen(causality: Causality, later: _Move, stamp: bytes) -> bool:
     )
 
 
-def _blocker(judge: Judge, child: int, move: _Move) -> bytes | None:
-    """The latest move, unseen by a skipped one, that put the place it names beneath the directory."""
+def _blocker(judge: Judge, child: int, move: _Move) -> tuple[bool, bytes | None]:
+    """The latest move, unseen by a skipped one, that put the place it names beneath the directory.
+
+    Returns:
+        whether all the way is known, and that move. Of moves that are forgotten the list has what they led to; it holds,
+        because whatever comes later has seen them.
+    """
     latest: bytes | None = None
     directory = move.parent
     while directory not in (child, None, ROOT_INODE):
         row = judge.connection.execute(_PLACE_AT, (directory, move.stamp)).fetchone()
         if row is None:
-            break
+            return False, None
         directory, stamp = row
         if _is_unseen(judge.causality, move, stamp) and (latest is None or stamp > latest):
             latest = stamp
-    return latest
+    return True, latest

@@ -208,3 +208,25 @@ def test_changes_of_several_requests_are_one_run_while_nothing_else_is_heard(pai
     beta.pull(alpha)
     assert len(found_by(alpha)) == 1
     assert found_by(beta) == found_by(alpha) == sorted(ConflictModel(facts_of_all(pair)).found)
+
+
+def test_a_rename_that_closed_a_cycle_stays_listed_when_the_way_that_it_closed_is_forgotten(pair):
+    """What a skipped rename lost to is told of it once, and not asked again of moves that one site has forgotten."""
+    one, two = pair
+    a, b = (one.do(local.MakeDir(1, name, 0o755, 0, 0, 0))[0].inode for name in (b"a", b"b"))
+    two.pull(one)
+    one.do(local.Move(1, b"a", b, b"a"))
+    two.wall_us += 1000
+    two.do(local.Move(1, b"b", a, b"b"))
+    one.pull(two)
+    two.pull(one)
+    (told,) = found_by(two)
+    assert told.kind == "cycle"
+    one.wall_us += 2000
+    one.do(local.Move(b, b"a", 1, b"a"))
+    two.pull(one)
+    two.do(local.Move(1, b"b", 1, b"c"))
+    two.hear_and_forget([one], heard=[True])
+    two.do(local.Move(1, b"c", 1, b"d"))
+    one.pull(two)
+    assert found_by(one) == found_by(two) == [told]
