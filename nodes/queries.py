@@ -70,6 +70,8 @@ class PeerQueries:
         if link is not None:
             try:
                 return await self._on_link(link, peer, query)
+            except ProtocolViolation:
+                raise
             except LINK_ERRORS:
                 pass  # the peer may have ended since; a new connection tells
         return await self._on_link(await self._dialing.dial(peer, Role.QUERY), peer, query)

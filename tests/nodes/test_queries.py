@@ -34,6 +34,8 @@ class Wire:
         await trio.lowlevel.checkpoint()
         if not self.incoming:
             raise LinkClosed
+        if isinstance(self.incoming[0], Exception):
+            raise self.incoming.pop(0)
         return self.incoming.pop(0)
 
     async def expect(self, kind):
@@ -104,6 +106,17 @@ async def test_whatever_a_peer_answers_the_asker_gets_a_map_or_an_error(tmp_path
     queries = PeerQueries(Dialing(Wire([reply])))
     with pytest.raises(PeerUnreachable):
         await queries.ask(SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path), "status", {}, timeout_s=5)
+
+
+async def test_an_answer_that_was_altered_on_its_way_is_told_to_the_asker(tmp_path):
+    """A connection that was kept may have ended, and another is tried; one that brings what no peer sends is told."""
+    answer = Reply(1, True, True, msgpack.packb({}))
+    beta = SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path)
+    queries = PeerQueries(Dialing(Wire([answer]), Wire([answer, ProtocolViolation("bad_mac", "altered")])))
+    for _ in range(2):
+        assert await queries.ask(beta, "status", {}, timeout_s=5) == {}
+    with pytest.raises(PeerUnreachable, match="altered"):
+        await queries.ask(beta, "status", {}, timeout_s=5)
 
 
 @pytest.mark.parametrize(
