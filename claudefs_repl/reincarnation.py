@@ -86,6 +86,15 @@ def lost_ranges(
     return ranges
 
 
+def beyond_drift(peers: Mapping[SiteId, Holdings], limit_us: int) -> dict[SiteId, int]:
+    """Peers that hold a stamp later than may be taken now, and by how many microseconds.
+
+    What they have must not be begun with: their snapshots hold entries that every site refuses as they come, and stamps
+    above those of such a peer would be refused as well.
+    """
+    return {site_id: peer.timestamp_us - limit_us for site_id, peer in peers.items() if peer.timestamp_us > limit_us}
+
+
 def needed(peers: Mapping[SiteId, Holdings]) -> Cursors:
     """What a snapshot must have applied so that the peers' logs go on from it.
 

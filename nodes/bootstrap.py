@@ -18,9 +18,9 @@ from structlog.typing import FilteringBoundLogger
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import ConfigInvalid
-from claudefs_repl.health import clock_in_bounds, explain_clock
+from claudefs_repl.health import clock_in_bounds, explain_clock, remedy_stamps
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
-from claudefs_repl.reincarnation import Holdings, LostRange, lost_ranges, needed, to_close
+from claudefs_repl.reincarnation import Holdings, LostRange, beyond_drift, lost_ranges, needed, to_close
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch, log_bootstrap
 from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot, find_common
@@ -153,7 +153,9 @@ class _Bootstrap:
         answers = await self._ask_all(without)
         self._check_clock(answers.values())
         peers = {site_id: answer.holdings for site_id, answer in answers.items()}
-        source = self._source(peer_name, peers)
+        wall_us = self._wall_clock.now_us()
+        beyond_us = beyond_drift(peers, wall_us + int(self._cluster.replication.max_clock_drift_s * 1e6))
+        source = self._source(peer_name, peers, beyond_us)
         self._logger.info("bootstrap_started", peer=source.name, journal=str(self._own))
         shards = self._cluster.shards
         fetch = await fetch_snapshot(self._queries, source, self._storage, needed(peers), shards, progress)
@@ -171,7 +173,7 @@ class _Bootstrap:
                 closed=(*closed, *closing),
                 held=await self._held(peers, old.own),
                 peers=peers,
-                floor_us=max(peer.timestamp_us for peer in peers.values()),
+                floor_us=max(peer.timestamp_us for site_id, peer in peers.items() if site_id not in beyond_us),
                 wall_us=self._wall_clock.now_us(),
             )
             runner = self._means.store_runner
@@ -216,15 +218,29 @@ class _Bootstrap:
             detail = explain_clock(offsets_us, limit_us)
             raise ConfigInvalid([f"site {self._site.name} cannot begin anew: {detail}"])
 
-    def _source(self, peer_name: str | None, peers: Mapping[SiteId, Holdings]) -> SiteConfig:
+    def _source(
+        self, peer_name: str | None, peers: Mapping[SiteId, Holdings], beyond_us: Mapping[SiteId, int]
+    ) -> SiteConfig:
+        sites = {site.site_id: site for site in self._cluster.sites}
+        refused = [
+            f"site {self._site.name} cannot begin anew from {sites[site_id].name}, which holds stamps "
+            f"{us / 1e6:,.1f} s beyond the allowed drift: wait until then, or first run: "
+            f"{remedy_stamps(sites[site_id].name)}"
+            for site_id, us in beyond_us.items()
+            if peer_name in (None, sites[site_id].name)
+        ]
         if peer_name is None:
-            best = max(sorted(peers), key=lambda site_id: sum(map(sum, peers[site_id].received.values())))
-            return next(site for site in self._cluster.sites if site.site_id == best)
+            sound = sorted(peers.keys() - beyond_us.keys())
+            if not sound:
+                raise ConfigInvalid(refused)
+            return sites[max(sound, key=lambda site_id: sum(map(sum, peers[site_id].received.values())))]
         source = self._cluster.site(peer_name)
         if source.site_id == self._site.site_id:
             raise ConfigInvalid([f"--from {peer_name}: a site cannot begin anew from itself; name a peer"])
         if source.site_id not in peers:
             raise SiteUnreachable(f"--from {peer_name}: it does not answer; name a peer that does")
+        if refused:
+            raise ConfigInvalid(refused)
         return source
 
     async def _held(self, peers: Mapping[SiteId, Holdings], log: EntryLog | None) -> tuple[int, ...]:

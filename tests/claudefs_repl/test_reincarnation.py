@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claudefs_repl.journal import JournalId
-from claudefs_repl.reincarnation import Holdings, LostRange, highest, log_begin, lost_ranges, needed, to_close
+from claudefs_repl.reincarnation import (
+    Holdings,
+    LostRange,
+    beyond_drift,
+    highest,
+    log_begin,
+    lost_ranges,
+    needed,
+    to_close,
+)
 
 OLD, OLDER, ALPHA, GAMMA = JournalId(2, 7), JournalId(2, 5), JournalId(1, 1), JournalId(3, 3)
 
@@ -52,6 +61,12 @@ def test_a_snapshot_must_reach_to_where_the_logs_begin_that_it_will_be_followed_
         3: peer(GAMMA, firsts={ALPHA: (1, 1), GAMMA: (2, 8), OLD: (4, 4)}),
     }
     assert needed(peers) == {ALPHA: (4, 2), GAMMA: (1, 7), OLD: (3, 3)}
+
+
+def test_who_holds_a_stamp_that_may_not_be_taken_is_nobody_to_begin_from():
+    """A stamp at the limit may be taken, one behind it not."""
+    peers = {1: Holdings(ALPHA, {}, {}, {}, 500), 3: Holdings(GAMMA, {}, {}, {}, 507)}
+    assert beyond_drift(peers, 500) == {3: 7}
 
 
 def begin(journal=OLD, applied=(5, 5), firsts=(1, 1), tails=(9, 9), silent=(), **received):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import trio
 
 from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WalCorrupted, WorldError
+from claudefs_repl.health import remedy_stamps
 from claudefs_repl.observations import DiskLoss, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.client import SiteUnreachable
@@ -127,17 +129,47 @@ class Keeper:
         self._keeping[name].not_before_s = trio.current_time() + RETRY_S
         self._cluster.start(self._nursery, name)
 
-    async def bootstrap(self, name: str) -> None:
-        """Make a site anew from a peer, without those that are as broken; what fails is tried again later.
+    async def bootstrap(self, name: str) -> bool:
+        """Make a site anew from a peer, without those that are as broken; whether it is. What fails is tried again later.
 
         A peer that only has to be started is waited for. Where all are broken, one whose disk is empty begins again.
         """
-        machine, keeping = self._cluster.machines[name], self._keeping[name]
         broken = {other for other, its in self._keeping.items() if its.is_broken and not its.holds and other != name}
-        if len(broken) == len(self._keeping) - 1 and IDENTITY_FILE not in machine.disk.files:
-            keeping.needs_bootstrap = keeping.is_broken = False
+        if len(broken) == len(self._keeping) - 1 and self._is_empty(name):
+            self._begin_again(name)
+            return False
+        failure = await self._make_anew(name, broken)
+        if failure is None:
+            return True
+        ahead = [other for other in self._keeping if remedy_stamps(other) in str(failure)]
+        if ahead and self._is_empty(name):
+            self._begin_again(name)
+        elif ahead or isinstance(failure, SiteUnreachable):
+            self._start_meanwhile(name)
+        if ahead:
+            await trio.sleep(RETRY_S)
+        for other in ahead:
+            await self._make_anew(other, broken)
+        return False
+
+    def _is_empty(self, name: str) -> bool:
+        return IDENTITY_FILE not in self._cluster.machines[name].disk.files
+
+    def _begin_again(self, name: str) -> None:
+        """There is nothing to be had for a site that has nothing: it starts as a new one."""
+        keeping = self._keeping[name]
+        keeping.needs_bootstrap = keeping.is_broken = False
+        self._start_meanwhile(name)
+
+    def _start_meanwhile(self, name: str) -> None:
+        """It may be what another one waits for."""
+        keeping = self._keeping[name]
+        if not keeping.is_broken and not keeping.holds:
             self._start(name)
-            return
+
+    async def _make_anew(self, name: str, without: Collection[str]) -> BaseException | None:
+        """Stop a site and make it anew; why that failed."""
+        machine, keeping = self._cluster.machines[name], self._keeping[name]
         began_us = self._cluster.world.now_us()
         keeping.holds += 1
         try:
@@ -145,7 +177,7 @@ class Keeper:
             machine.is_powered = True
             cluster = self._cluster
             failure = await machine.bootstrap(
-                cluster.plan.cluster, cluster.keys[name], cluster.root, without=sorted(broken)
+                cluster.plan.cluster, cluster.keys[name], cluster.root, without=sorted({*without} - {name})
             )
         finally:
             keeping.holds = max(0, keeping.holds - 1)
@@ -156,8 +188,6 @@ class Keeper:
             self.done.bootstraps.append(name)
         else:
             self._cluster.world.trace.note("bootstrap_failed", name, failure)
-            if isinstance(failure, SiteUnreachable) and not keeping.is_broken and not keeping.holds:
-                # It may be what another one waits for.
-                self._start(name)
             if not isinstance(failure, ReplError):
                 self.done.failures.append(f"bootstrap of {name}: {type(failure).__name__}: {failure}")
+        return failure

@@ -122,8 +122,10 @@ async def _what_is_missing(
         if needed or (is_late and refused and name not in helped):
             helped.add(name)
             asking_since_s.pop(name, None)
-            await keeper.bootstrap(name)
-            return f"{name} was made anew", reached
+            if await keeper.bootstrap(name):
+                return f"{name} was made anew", reached
+            missing.append(f"{name} cannot be made anew")
+            continue
         missing += [f"{name} takes no writes: {reason}" for reason in status["refusing_writes"]]
         if status["mode"] != "ActiveReadWrite":
             missing.append(f"{name} is {status['mode']}")

@@ -76,6 +76,14 @@ def test_sites_whose_disks_are_lost_together_are_made_anew(what):
     assert not outcome.violations, explain(outcome)
 
 
+def test_who_holds_stamps_that_others_refuse_is_nobody_to_begin_anew_from():
+    """A site that is made anew does not bring in by a snapshot what it would refuse to receive."""
+    ahead = Fault(5.914, "clock_jump", {"site": "beta", "by_s": 40.0, "for_s": 2.917})
+    restored = Fault(10.456, "old_copy", {"site": "alpha", "age_s": 4.861, "down_s": 2.4})
+    outcome = run_seed(1079, schedule=[ahead, restored])
+    assert not outcome.violations, explain(outcome)
+
+
 def test_what_a_failed_sync_left_to_be_read_outlives_a_loss_of_power():
     """A site that starts after a failed sync tells nobody of what only the page cache has."""
     schedule = [
