@@ -37,6 +37,7 @@ from nodes.conflict_teller import ConflictTeller
 from nodes.dead_letter_service import DeadLetterService
 from nodes.dialing import Dialing, dialer_limits, monotonic_us
 from nodes.failover_actor import log_own_event, run_failover_actor, run_own_health
+from nodes.former_watch import FormerWatch
 from nodes.health_prober import HealthReport, SelfView, run_health_prober, serve_probe
 from nodes.housekeeper import Housekeeper, make_room_to_start
 from nodes.journal_writer import QUEUE_MAX, WriteRequest, run_journal_writer
@@ -355,6 +356,14 @@ class Site:
             logger=self._logger,
         )
         nursery.start_soon(clock_watch.run, min(interval_s, CLOCK_WATCH_S))
+        former_watch = FormerWatch(
+            journals=recovered.journals,
+            incarnations=recovered.incarnations,
+            peers=self._peers.values(),
+            gate=self._gate,
+            logger=self._logger,
+        )
+        nursery.start_soon(former_watch.run, interval_s)
         nursery.start_soon(
             lambda: run_own_health(
                 site_id=self._site.site_id,

@@ -13,6 +13,7 @@ DIVERGED = "diverged"
 CLOCK = "clock"
 LACKS_LOG = "lacks_log"
 FORMER = "former"
+STRANDED = "stranded"
 LASTING = (PEER_AHEAD, DIVERGED)
 """Reasons that are in what the data directory holds: they outlast a restart, and go with it or with a bootstrap."""
 

@@ -84,6 +84,17 @@ def test_who_holds_stamps_that_others_refuse_is_nobody_to_begin_anew_from():
     assert not outcome.violations, explain(outcome)
 
 
+def test_a_site_that_lacks_what_only_a_view_has_is_made_anew():
+    """What one site had from a snapshot, and its origin's disk took with it, reaches the third one all the same."""
+    schedule = [
+        Fault(5.0, "partition", {"a": "alpha", "b": "gamma", "for_s": 12.0}),
+        Fault(8.0, "wipe", {"site": "beta", "down_s": 0.2}),
+        Fault(12.0, "wipe", {"site": "alpha", "down_s": 0.2}),
+    ]
+    outcome = run_seed(5, schedule=schedule)
+    assert not outcome.violations, explain(outcome)
+
+
 def test_what_a_failed_sync_left_to_be_read_outlives_a_loss_of_power():
     """A site that starts after a failed sync tells nobody of what only the page cache has."""
     schedule = [
