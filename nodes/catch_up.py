@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from claudefs_repl.checkpoint import covers, cursor_of
+from claudefs_repl.checkpoint import covers, cursor_of, distance
 from nodes.peers import PeerRecord
 from nodes.recovery import Recovered
 from nodes.write_gate import FORMER, WriteGate, remedy_anew
@@ -23,9 +23,10 @@ def has_caught_up(recovered: Recovered, peers: Collection[PeerRecord], gate: Wri
         return False
     if not _has_former(recovered, peers, gate):
         return False
-    # A peer that holds more of this journal than is here closes the gate, but only once its conduit is up.
-    held = (cursor_of(record.received, own.journal, own.shard_count) for record in peers)
-    return all(covers({own.journal: own.tails}, {own.journal: seqs}) for seqs in held)
+    # A peer that holds more of this journal than is here, or was told of more, closes the gate, but only once its conduit
+    # is up.
+    known = (cursors for record in peers for cursors in (record.received, record.told_by_us))
+    return not any(distance(cursor_of(cursors, own.journal, own.shard_count), own.tails) for cursors in known)
 
 
 def _has_former(recovered: Recovered, peers: Collection[PeerRecord], gate: WriteGate) -> bool:

@@ -178,7 +178,7 @@ class _Session:
         self._told = self._receiving.incarnations.current
         last_crcs = self._log.last_crcs if any(self._log.tails) else ()
         applied, mode = self._receiving.store.applied, self._receiving.mode()
-        await self._send(Welcome(received, applied, mode, self._told, last_crcs))
+        await self._send(Welcome(received, applied, mode, self._told, last_crcs, self._record.told))
 
     async def _send(self, message: Welcome | Ack | Nack | Goodbye) -> None:
         with trio.fail_after(self._receiving.config.idle_timeout_s):

@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from claudefs_repl.auth_ratelimit import AuthRateLimiter
 from claudefs_repl.batch_auth import BatchAuthenticator
 from claudefs_repl.block import Block
-from claudefs_repl.checkpoint import cursor_of
+from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.conduit import SendProgress
 from claudefs_repl.error import PeerRefused, ProtocolViolation
 from claudefs_repl.health import ConduitState
@@ -53,7 +53,7 @@ THROTTLED_FOR_S = 60.0
 
 
 class _PeerAhead(Exception):
-    """The peer holds entries of our journal that we do not have."""
+    """The peer holds entries of our journal that we do not have, or we once told it that we have them."""
 
 
 async def run_conduit_sender(
@@ -215,13 +215,17 @@ async def _run_session(
     start = cursor_of(welcome.received, log.journal, log.shard_count)
     if len(start) != log.shard_count:
         raise ProtocolViolation("bad_message", f"cursors of {len(start)} shards")
-    if any(theirs > ours for theirs, ours in zip(start, log.tails, strict=True)):
-        raise _PeerAhead(f"{record.site.name} holds this site's journal up to {start}, which ends here at {log.tails}")
+    for what, cursors in (("holds", welcome.received), ("was told of", welcome.told)):
+        seqs = cursor_of(cursors, log.journal, log.shard_count)
+        if distance(seqs, log.tails):
+            raise _PeerAhead(
+                f"{record.site.name} {what} this site's journal up to {seqs}, which ends here at {log.tails}"
+            )
     await _check_same(welcome, record, log, start)
     log.reader(start)  # raises if entries behind the cursor were trimmed
     progress = SendProgress(window_batches=config.window_batches, window_bytes=config.window_bytes)
     progress.begin(log.journal, start)
-    record.note_all(received=welcome.received, applied=welcome.applied)
+    record.note_all(received=welcome.received, applied=welcome.applied, told=welcome.told)
     record.ahead = record.cut_off = False
     record.note_acked(trio.current_time(), start)
     record.progress = progress

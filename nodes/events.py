@@ -82,7 +82,9 @@ EVENTS: Mapping[str, EventKind] = {
         "error", "a peer no longer holds what this site lacks: no client writes", "peer detail"
     ),
     "journal_diverged": EventKind("error", "a peer holds other entries of this journal than its site", "peer detail"),
-    "peer_ahead_of_origin": EventKind("error", "a peer holds more of this journal than its site", "peer detail"),
+    "peer_ahead_of_origin": EventKind(
+        "error", "a peer has or was told of more of this journal than its site", "peer detail"
+    ),
     "peer_needs_bootstrap": EventKind("error", "a peer is behind what the log still holds", "peer detail"),
     "peer_cut_off": EventKind("error", "nothing is kept for a peer any more", "peer log_bytes limit_bytes"),
     "reloaded": EventKind("info", "limits, identity tables and keys were read again", "changed restart_needed"),

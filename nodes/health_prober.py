@@ -129,7 +129,7 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
     record.word = Word(pong.applied, {**pong.received, **pong.tails})
     record.note_tails(pong.tails)
-    record.note_all(received=pong.received, applied=pong.applied)
+    record.note_all(received=pong.received, applied=pong.applied, told=pong.told)
 
 
 async def serve_probe(
@@ -154,6 +154,7 @@ async def serve_probe(
                 received=mine.received,
                 applied=mine.applied,
                 tails=mine.tails,
+                told=record.told,
                 wall_us=wall_clock.now_us(),
             )
             with trio.fail_after(idle_s):

@@ -37,8 +37,9 @@ class PeerRecord:
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
         first_tails, first_received: by the health prober: where the peer's journals ended, and what it held of all journals,
             when it was first reached.
-        received, applied: by whoever hears from the peer last, sender or prober. They are replaced, not joined: a peer
-            whose disk was wiped says less than before, and that is the truth.
+        received, applied, told_by_us: by whoever hears from the peer last, sender or prober. They are replaced, not joined:
+            a peer whose disk was wiped says less than before, and that is the truth. told_by_us is what it was ever told of
+            this site's journals.
         told: the highest tails that the peer has ever told of its own journals; they only grow.
         mode_told, pong_at_s, rtt_ms, clock_offset_us, word: by the health prober, from pongs.
         lag, cut_off: by the housekeeper.
@@ -71,6 +72,7 @@ class PeerRecord:
     first_received: Cursors = field(default_factory=dict)
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)
+    told_by_us: Cursors = field(default_factory=dict)
     told: dict[JournalId, tuple[int, ...]] = field(default_factory=dict)
     mode_told: str | None = None
     pong_at_s: float | None = None
@@ -97,10 +99,11 @@ class PeerRecord:
             if journal.origin == self.site.site_id and (journal in self.told or len(self.told) < TOLD_MAX):
                 self.told[journal] = join(self.told.get(journal, seqs), seqs)
 
-    def note_all(self, *, received: Cursors, applied: Cursors) -> None:
-        """Take what the peer just told of all journals: what is not in it, the peer does not have."""
+    def note_all(self, *, received: Cursors, applied: Cursors, told: Cursors) -> None:
+        """Take what the peer just told of all journals: what is not in it, the peer does not have, or was not told of."""
         self.received = received
         self.applied = applied
+        self.told_by_us = told
 
     def note_cursors(self, *, received: Cursors, applied: Cursors) -> None:
         """Take what the peer just told of some journals' durable cursors and of all applied ones."""

@@ -5,13 +5,13 @@ number take one byte each. Nothing is nested; nothing may follow.
 
 | no. | message | fields                                                                                    |
 |-----|---------|-------------------------------------------------------------------------------------------|
-| 1   | Welcome | received C, applied C, mode, current I, last_crcs S                                       |
+| 1   | Welcome | received C, applied C, mode, current I, last_crcs S, told C                               |
 | 2   | Tails   | tails C, wall_us                                                                          |
 | 3   | Batch   | source_site_id, incarnation, batch_seq, first_seq, last_seq, tag (bin), block (bin 32)    |
 | 4   | Ack     | batch_seq, received C, applied C, pressure_ms                                             |
 | 5   | Nack    | batch_seq, code, origin, incarnation, shard, wanted_seq, wait_ms, detail                  |
 | 6   | Ping    | ping_id, sent_us, tails C, applied C, mode                                                |
-| 7   | Pong    | ping_id, mode, received C, applied C, tails C, wall_us                                    |
+| 7   | Pong    | ping_id, mode, received C, applied C, tails C, told C, wall_us                            |
 | 8   | Query   | query_id, method, args (bin)                                                              |
 | 9   | Reply   | query_id, ok, last, result (bin)                                                          |
 | 10  | Goodbye | code, detail, wait_ms                                                                     |
@@ -52,7 +52,7 @@ ARGS_BYTES_MAX = 64 * 1024
 RESULT_BYTES_MAX = 1 << 20
 """A longer result is sent as several replies."""
 CURSORS_BYTES_MAX = 1 << 20
-"""A vector of 500 journals at 256 shards, or of 4,096 at 4; a Pong carries three."""
+"""A vector of 500 journals at 256 shards, or of 4,096 at 4; a Pong carries four."""
 NACK_CODES = frozenset({"gap", "stale", "clock_drift", "limit", "disk_full"})
 INTEGER_MAX = (1 << 63) - 1
 _MODES = frozenset(mode.value for mode in SiteMode)
@@ -69,6 +69,8 @@ class Welcome:
             one: of every other incarnation of these origins it takes entries from any peer.
         last_crcs: for each shard the crc32 of the last entry that the listener holds of the dialler's journal, 0 if it has
             it no longer; empty if it holds nothing of that journal. The dialler compares it with its own entry there.
+        told: the highest tails that the dialler ever told the listener of its journals: one whose log ends before that has
+            lost entries that were durable.
     """
 
     received: Cursors
@@ -76,6 +78,7 @@ class Welcome:
     mode: str
     current: Mapping[SiteId, Incarnation]
     last_crcs: tuple[int, ...]
+    told: Cursors
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +157,14 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a probe, with what its site says of itself."""
+    """The answer to a probe, with what its site says of itself, and what it was ever told of the prober's journals."""
 
     ping_id: int
     mode: str
     received: Cursors
     applied: Cursors
     tails: Cursors
+    told: Cursors
     wall_us: int
 
 
@@ -369,13 +373,13 @@ def _schema(cls: type[Any], *kinds: _Kind) -> tuple[Callable[..., Any], _Schema]
 
 
 _SCHEMAS: dict[int, tuple[Any, _Schema]] = {
-    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE, _INCARNATIONS, _CRCS),
+    1: _schema(Welcome, _CURSORS, _CURSORS, _MODE, _INCARNATIONS, _CRCS, _CURSORS),
     2: _schema(Tails, _CURSORS, _COUNT),
     3: _schema(Batch, _SITE, _INCARNATION, _FROM_ONE, _FROM_ONE, _FROM_ONE, _TAG, _BLOCK),
     4: _schema(Ack, _COUNT, _CURSORS, _CURSORS, _COUNT),
     5: _schema(Nack, _COUNT, _NACK_CODE, _SITE, _INCARNATION, _SHARD, _COUNT, _COUNT, _DETAIL),
     6: _schema(Ping, _COUNT, _COUNT, _CURSORS, _CURSORS, _MODE),
-    7: _schema(Pong, _COUNT, _MODE, _CURSORS, _CURSORS, _CURSORS, _COUNT),
+    7: _schema(Pong, _COUNT, _MODE, _CURSORS, _CURSORS, _CURSORS, _CURSORS, _COUNT),
     8: _schema(Query, _COUNT, _WORD, _ARGS),
     9: _schema(Reply, _COUNT, _BOOL, _BOOL, _RESULT),
     10: _schema(Goodbye, _WORD, _DETAIL, _COUNT),
@@ -387,5 +391,5 @@ _BIN32 = 0xC6
 _BIN_HEAD = struct.Struct(">BI")
 _BATCH_HEAD_BYTES_MAX = 5 * 9 + 2 + TAG_BYTES
 """Five integers of the widest form and the tag."""
-_SMALL_BYTES_MAX = 3 * CURSORS_BYTES_MAX + 4096
+_SMALL_BYTES_MAX = 4 * CURSORS_BYTES_MAX + 4096
 """Every message but a Batch."""

@@ -245,12 +245,12 @@ def dial_seeds() -> list[bytes]:
 
 def message_seeds() -> list[bytes]:
     messages = [
-        Welcome(CURSORS, {}, "ActiveReadWrite", {A: Incarnation(1), B: Incarnation(2)}, (1, 2)),
+        Welcome(CURSORS, {}, "ActiveReadWrite", {A: Incarnation(1), B: Incarnation(2)}, (1, 2), CURSORS),
         Tails(CURSORS, 5),
         Ack(3, CURSORS, CURSORS, 100),
         Nack(1, "gap", A, Incarnation(2), Shard(1), 9, 0, "seq 9 is wanted"),
         Ping(1, 2, CURSORS, {}, "StandbyReadOnly"),
-        Pong(1, "Offline", CURSORS, {}, CURSORS, 4),
+        Pong(1, "Offline", CURSORS, {}, CURSORS, CURSORS, 4),
         Query(1, "status", b"\x80"),
         Reply(1, True, True, b"\x80"),
         Goodbye("needs_bootstrap", "the log begins at 9"),

@@ -71,10 +71,11 @@ class Log:
 class PlayedLink:
     """A conduit on which the peer answers each message by a function."""
 
-    def __init__(self, answer, current, last_crcs):
+    def __init__(self, answer, current, last_crcs, told):
         self.answer = answer
         self.current = current
         self.last_crcs = last_crcs
+        self.told = told
         self.session = SimpleNamespace(batch_key=BatchAuthKey(bytes(32)))
         self.sends, self.receives = trio.open_memory_channel(10)
 
@@ -87,24 +88,25 @@ class PlayedLink:
     async def expect(self, kind):
         await trio.lowlevel.checkpoint()
         received = {JOURNAL: (1,)} if self.last_crcs else {}
-        return Welcome(received, {}, SiteMode.ACTIVE_READ_WRITE.value, self.current, self.last_crcs)
+        return Welcome(received, {}, SiteMode.ACTIVE_READ_WRITE.value, self.current, self.last_crcs, self.told)
 
     async def receive(self):
         return await self.receives.receive()
 
 
 class Dialing:
-    def __init__(self, answer, current, last_crcs):
+    def __init__(self, answer, current, last_crcs, told):
         self.answer = answer
         self.current = current
         self.last_crcs = last_crcs
+        self.told = told
         self.dialled_at_s = []
         self.live = self
 
     async def dial(self, peer, role):
         await trio.lowlevel.checkpoint()
         self.dialled_at_s.append(trio.current_time())
-        return PlayedLink(self.answer, self.current, self.last_crcs)
+        return PlayedLink(self.answer, self.current, self.last_crcs, self.told)
 
     async def close(self, link):
         await trio.lowlevel.checkpoint()
@@ -112,8 +114,8 @@ class Dialing:
 
 @pytest.fixture
 def start(tmp_path, nursery):
-    def start(answer, replicas=(), current=None, last_crcs=(), gate=None, log=None, limiter=None, **settings):
-        dialing = Dialing(answer, current or {}, last_crcs)
+    def start(answer, replicas=(), current=None, last_crcs=(), told=(), gate=None, log=None, limiter=None, **settings):
+        dialing = Dialing(answer, current or {}, last_crcs, {JOURNAL: told} if told else {})
         record = PeerRecord(SiteConfig("beta", SiteId(2), "127.0.0.2", 1, Path("beta")))
         nursery.start_soon(
             lambda: run_conduit_sender(
@@ -224,7 +226,7 @@ async def test_what_becomes_former_while_the_conduit_is_up_is_passed_on(start, a
 
     def answer(message):
         if isinstance(message, Batch):
-            return [taken(message), Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, CURRENT, ())]
+            return [taken(message), Welcome({}, {}, SiteMode.ACTIVE_READ_WRITE.value, CURRENT, (), {})]
         return None
 
     taken = taking(received)
@@ -270,6 +272,27 @@ async def test_a_peer_that_holds_another_entry_at_the_same_seq_is_sent_nothing(s
     assert "another entry" in record.conduit_detail
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(one["event"], one["level"]) for one in events] == [("journal_diverged", "error")]
+
+
+async def test_a_peer_that_was_told_of_more_than_is_here_is_sent_nothing(start, autojump_clock, tmp_path):
+    """What this site once told of was durable here: that it is gone shows although nobody has received it."""
+    received = []
+    gate = WriteGate("alpha", SiteMode.ACTIVE_READ_WRITE)
+    start(taking(received), told=(2,), gate=gate)
+    await trio.sleep(30)
+    assert received == []
+    with pytest.raises(NotWritable, match=r"was told of this site's journal up to \(2,\), which ends here at \(1,\)"):
+        gate.check_write()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(one["event"], one["level"]) for one in events] == [("peer_ahead_of_origin", "error")]
+
+
+async def test_what_the_peer_was_told_and_is_here_is_sent(start, autojump_clock):
+    """A peer that lacks what it was told of gets it."""
+    received = []
+    start(taking(received), told=(1,))
+    await trio.sleep(30)
+    assert set(received) == {JOURNAL}
 
 
 @pytest.mark.parametrize("crc", [0, BLOCK.crcs[0]])

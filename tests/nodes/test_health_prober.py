@@ -45,6 +45,7 @@ class PlayedLink:
             received={},
             applied={},
             tails=self.tails,
+            told={},
             wall_us=0,
         )
 

@@ -54,9 +54,11 @@ def make_batch(block=None, **changes):
 
 
 EXAMPLES = [
-    (Welcome(CURSORS, {}, ACTIVE, {}, ()), [1, PACKED, EMPTY, ACTIVE, b"", b""]),
+    (Welcome(CURSORS, {}, ACTIVE, {}, (), {}), [1, PACKED, EMPTY, ACTIVE, b"", b"", EMPTY]),
     (
-        Welcome(CURSORS, {}, ACTIVE, {SiteId(3): Incarnation(2), SiteId(1): Incarnation(1 << 63)}, (1, 0xFFFFFFFE)),
+        Welcome(
+            CURSORS, {}, ACTIVE, {SiteId(3): Incarnation(2), SiteId(1): Incarnation(1 << 63)}, (1, 0xFFFFFFFE), CURSORS
+        ),
         [
             1,
             PACKED,
@@ -64,6 +66,7 @@ EXAMPLES = [
             ACTIVE,
             bytes.fromhex("0100000000000000000000000000008003000000000000000200000000000000"),
             bytes.fromhex("01000000feffffff"),
+            PACKED,
         ],
     ),
     (Tails(CURSORS, 1_700_000_000_000_000), [2, PACKED, 1_700_000_000_000_000]),
@@ -73,7 +76,7 @@ EXAMPLES = [
         [5, 3, "gap", 1, 17, 1, 8, 250, "seq 8 is wanted"],
     ),
     (Ping(1, 2, CURSORS, CURSORS, ACTIVE), [6, 1, 2, PACKED, PACKED, ACTIVE]),
-    (Pong(1, "Offline", CURSORS, {}, CURSORS, 5), [7, 1, "Offline", PACKED, EMPTY, PACKED, 5]),
+    (Pong(1, "Offline", CURSORS, {}, CURSORS, {}, 5), [7, 1, "Offline", PACKED, EMPTY, PACKED, EMPTY, 5]),
     (Query(9, "digest", b"\x80"), [8, 9, "digest", b"\x80"]),
     (Reply(9, ok=True, last=False, result=b"\xc0"), [9, 9, True, False, b"\xc0"]),
     (Goodbye("key_retired", "k1 is no longer used", 1000), [10, "key_retired", "k1 is no longer used", 1000]),
@@ -133,7 +136,7 @@ details = st.text(st.characters(categories=["L", "N", "P"]), max_size=120)
 sites = st.integers(1, 2047)
 incarnations = st.integers(0, (1 << 64) - 1)
 messages = st.one_of(
-    st.builds(Welcome, cursors, cursors, modes, currents, crcs),
+    st.builds(Welcome, cursors, cursors, modes, currents, crcs, cursors),
     st.builds(Tails, cursors, counts),
     st.builds(Ack, counts, cursors, cursors, counts),
     st.builds(
@@ -148,7 +151,7 @@ messages = st.one_of(
         details,
     ),
     st.builds(Ping, counts, counts, cursors, cursors, modes),
-    st.builds(Pong, counts, modes, cursors, cursors, cursors, counts),
+    st.builds(Pong, counts, modes, cursors, cursors, cursors, cursors, counts),
     st.builds(Query, counts, words, st.binary(max_size=100)),
     st.builds(Reply, counts, st.booleans(), st.booleans(), st.binary(max_size=100)),
     st.builds(Goodbye, words, details, counts),
@@ -445,7 +448,7 @@ def test_broken_cursors_in_a_block_are_refused(vector):
 @pytest.mark.parametrize(
     "message",
     [
-        Welcome({}, {}, "starting", {}, ()),
+        Welcome({}, {}, "starting", {}, (), {}),
         Tails({}, -1),
         Tails({}, True),
         Ack(1 << 63, {}, {}, 0),
