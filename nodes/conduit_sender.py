@@ -95,8 +95,8 @@ async def run_conduit_sender(
                 if trio.current_time() - began_s > config.reconnect_max_s:
                     pause_s = config.reconnect_min_s
                 await dialing.live.close(link)
-        retry_s = max(retry_s, pause_s * rng.uniform(0.5, 1.0))
-        await _wait_to_retry(record, retry_s)
+        jittered_s = pause_s * rng.uniform(0.5, 1.0)
+        await _wait_to_retry(record, max(retry_s, jittered_s), least_s=jittered_s)
         pause_s = min(config.reconnect_max_s, pause_s * 2)
 
 
@@ -153,16 +153,20 @@ async def _say_goodbye(link: Link, code: str, reason: Exception, config: Replica
         return
 
 
-async def _wait_to_retry(record: PeerRecord, retry_s: float) -> None:
-    """Pause before the next attempt, or until the peer itself dials us."""
+async def _wait_to_retry(record: PeerRecord, retry_s: float, *, least_s: float) -> None:
+    """Pause before the next attempt, or until the peer itself dials us; some time in any case if it refuses us, or we it."""
     failed_s = trio.current_time()
     record.retry_at_s = failed_s + retry_s
     with trio.move_on_after(retry_s):
         if record.conduit_state is ConduitState.NEEDS_BOOTSTRAP:
             await trio.sleep_forever()
-        await record.came_back.wait()
-        # A peer that refused us has something else to say only if it came after that.
-        while record.conduit_state is ConduitState.REFUSED and record.called_at_s < failed_s:
+        if record.conduit_state is ConduitState.REFUSED:
+            # Two that refuse each other also dial each other: each attempt would be the other's reason for the next.
+            await trio.sleep(least_s)
+            # A peer that refused us has something else to say only if it came after that.
+            while record.called_at_s < failed_s:
+                await record.came_back.wait()
+        else:
             await record.came_back.wait()
     record.retry_at_s = None
 

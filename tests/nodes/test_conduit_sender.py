@@ -287,6 +287,18 @@ async def test_a_peer_that_was_told_of_more_than_is_here_is_sent_nothing(start, 
     assert [(one["event"], one["level"]) for one in events] == [("peer_ahead_of_origin", "error")]
 
 
+async def test_two_that_refuse_each_other_do_not_wake_each_other_without_end(start, autojump_clock):
+    """A peer that calls after each of our attempts is dialled at once the first times, and less and less often."""
+    dialing, record = start(lambda message: None, told=(2,))
+    until_s = trio.current_time() + 100
+    while trio.current_time() < until_s:
+        await trio.sleep(0.01)
+        record.called_at_s = trio.current_time()
+        record.came_back.notify()
+    assert dialing.dialled_at_s[3] - dialing.dialled_at_s[0] < 2
+    assert len(dialing.dialled_at_s) < 100 / 2.5 + 8
+
+
 async def test_what_the_peer_was_told_and_is_here_is_sent(start, autojump_clock):
     """A peer that lacks what it was told of gets it."""
     received = []
