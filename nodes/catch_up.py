@@ -16,10 +16,12 @@ def has_caught_up(recovered: Recovered, peers: Collection[PeerRecord], gate: Wri
     The gate tells while it waits for a former journal that only a peer has.
     """
     applied, own = recovered.store.applied, recovered.journals.own
+    is_former = recovered.incarnations.is_former
     # A site that is itself in trouble holds up nobody: what it cannot send, or nobody may take, is not waited for.
     sound = (record for record in peers if record.stamps_beyond_us is None and not record.has_diverged)
-    told = (record.first_tails for record in sound)
-    if not all(covers(applied, tails) for tails in told if tails is not None):
+    told = ((journal, seqs) for record in sound for journal, seqs in (record.first_tails or {}).items())
+    # A journal that was closed since may end earlier than its site told: what others have of it is waited for below.
+    if not all(covers(applied, {journal: seqs}) for journal, seqs in told if not is_former(journal)):
         return False
     if not _has_former(recovered, peers, gate):
         return False
@@ -30,10 +32,11 @@ def has_caught_up(recovered: Recovered, peers: Collection[PeerRecord], gate: Wri
 
 
 def _has_former(recovered: Recovered, peers: Collection[PeerRecord], gate: WriteGate) -> bool:
-    """Whether all is applied that peers held of former journals when they were first reached."""
+    """Whether all is applied that peers held of former journals when they were first reached, and still hold."""
     for record in peers:
         for journal, seqs in record.first_received.items():
-            if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: seqs}):
+            still = tuple(map(min, seqs, cursor_of(record.received, journal, len(seqs))))
+            if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: still}):
                 name = record.site.name
                 why = f"it waits for what site {name} holds of the former journal {journal}; if that does not come"
                 gate.close(FORMER, f"{why}, {remedy_anew(gate.site, name)}")
