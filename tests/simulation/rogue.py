@@ -78,7 +78,7 @@ async def play(
             welcome = await link.expect(Welcome)
         journal = JournalId(identity.site_id, identity.incarnation)
         start = cursor_of(welcome.received, journal, identity.shard_count)
-        if trick in AGAIN and not any(start):
+        if trick in AGAIN and not any(welcome.last_crcs):
             return None
         answers = await _converse(link, trick, journal, start, welcome.last_crcs, now_us)
         return _judge(trick, journal, start, answers)
@@ -117,7 +117,8 @@ def _broken(
     if trick is Trick.OTHERS_TAILS:
         others = JournalId(SiteId(journal.origin % 2 + 1), journal.incarnation)
         return Tails({others: tuple(seq + 1 for seq in start)}, now_us)
-    shard = max(range(len(start)), key=start.__getitem__)
+    # What the peer has trimmed it cannot compare.
+    shard = max(range(len(start)), key=lambda one: (any(crcs[one : one + 1]), start[one]))
     first = start[shard] if trick in AGAIN else start[shard] + (3 if trick is Trick.GAP else 1)
     stamp_us = now_us + (FAR_AHEAD_US if trick is Trick.STAMP_AHEAD else 0)
     crc32 = crcs[shard] if trick is Trick.DUPLICATE else None
