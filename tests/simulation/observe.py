@@ -15,6 +15,7 @@ from claudefs_repl.observations import (
     Bootstrap,
     ConflictSeen,
     DeadLetter,
+    GateClosed,
     Leftover,
     Limits,
     LinkWork,
@@ -35,6 +36,17 @@ from tests.simulation.workload import Workload
 from tests.simulation.world import EPOCH_US
 
 TOLERANCE_US = 100_000
+CLOSING = {
+    "disk_full": "disk_recovered",
+    "clock_out_of_bounds": "clock_in_bounds",
+    "peer_ahead_of_origin": "bootstrapped",
+    "journal_diverged": "bootstrapped",
+    "bootstrap_needed": "bootstrapped",
+    "site_stopping": "site_started",
+}
+"""Events after which a site takes no writes, each with the one that ends that."""
+LASTING = ("peer_ahead_of_origin", "journal_diverged")
+"""These outlast the process."""
 NOT_SYNCED = "did not confirm a sync"
 
 
@@ -75,6 +87,7 @@ def observe(
                 settled.ended_us,
             )
         ),
+        gates=list(_gates(cluster)),
         measures=measures,
         leftovers=leftovers,
         rejections=[
@@ -134,6 +147,22 @@ def _work(cluster: Cluster, nemesis: Nemesis) -> Iterator[LinkWork]:
     for sender, receiver in permutations(cluster.machines, 2):
         link = (sender, receiver)
         yield LinkWork(sender, receiver, connections[link], duplicates[link], window_batches=0)
+
+
+def _gates(cluster: Cluster) -> Iterator[GateClosed]:
+    """When sites took no writes beside their modes, by what they logged; a start forgets most reasons."""
+    closed: dict[tuple[str, str], int] = {}
+    moments: list[tuple[int, dict[str, Any] | str]] = [(event["seen_us"], event) for event in cluster.events]
+    for time_us, moment in sorted([*moments, *cluster.process_ends], key=lambda each: each[0]):
+        site, what = (moment, "") if isinstance(moment, str) else (moment["site"], moment["event"])
+        if what in CLOSING:
+            closed.setdefault((site, what), time_us)
+        for name, reason in list(closed):
+            is_over = what == CLOSING[reason] or what == "bootstrapped" or (not what and reason not in LASTING)
+            if name == site and is_over:
+                yield GateClosed(site, reason, closed.pop((name, reason)), time_us)
+    for (site, reason), began_us in closed.items():
+        yield GateClosed(site, reason, began_us, cluster.world.now_us())
 
 
 def _damage(cluster: Cluster, nemesis: Nemesis) -> Iterator[LogDamage]:

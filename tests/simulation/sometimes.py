@@ -43,6 +43,7 @@ CHECKED = (
     "P7: sites that ended and left nothing",
     "P8: conflicts on a list",
     "P8: contents of losers fetched",
+    "P9: refusals",
     "P9: starts",
     "P9: writes acknowledged",
     "I6: damaged logs that must not be opened",
