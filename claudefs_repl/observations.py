@@ -360,13 +360,14 @@ class Tampering:
 
     Attributes:
         what: how, for people.
-        told_by_us: when it must have been told.
+        told_from_us, told_by_us: it must have been told within this time; earlier than it came if what is told is rationed.
         tellers: other sites that may tell it in the site's place.
     """
 
     time_us: int
     site: str
     what: str
+    told_from_us: int
     told_by_us: int
     tellers: tuple[str, ...] = ()
 
@@ -393,7 +394,6 @@ class Limits:
         probe_timeout_us: how long a probe may take.
         redial_us: the longest pause before a peer that comes back is probed again.
         catch_up_us: what catching up may take beyond the counted checks.
-        told_every_us: refusals of one kind are told no more often than this.
         converge_us: from the end of the last fault until all must be equal.
         tolerance_us: how much later than it happened an event may have been seen.
         max_clock_drift_us: how far ahead of a site's clock a stamp may be.
@@ -407,7 +407,6 @@ class Limits:
     probe_timeout_us: int = 5_000_000
     redial_us: int = 5_000_000
     catch_up_us: int = 10_000_000
-    told_every_us: int = 5_000_000
     converge_us: int = 60_000_000
     tolerance_us: int = 100_000
     max_clock_drift_us: int = 300_000_000

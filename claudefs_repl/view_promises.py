@@ -175,7 +175,7 @@ def check_forgery(seen: Observation) -> Verdict:
     inquiry = Inquiry()
     for each in seen.tampering:
         inquiry.count("frames tampered with")
-        from_us = each.time_us - seen.limits.told_every_us - seen.limits.tolerance_us
+        from_us = each.told_from_us - seen.limits.tolerance_us
         until_us = each.told_by_us + seen.limits.tolerance_us
         if not any(
             told.site in (each.site, *each.tellers) and from_us <= told.time_us <= until_us for told in seen.rejections

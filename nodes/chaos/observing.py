@@ -186,7 +186,8 @@ def _tampering(run: Run) -> Iterator[Tampering]:
             # What comes back to a dialler may end a probe, which is told as the end of a link only.
             if flips >= TAMPERED_MIN and one.began_us is not None:
                 what = f"{flips} bits were flipped on their way from {sender}"
-                yield Tampering(one.began_us, receiver, what, (one.ended_us or run.faults_over_us) + TOLD_WITHIN_US)
+                told_by_us = (one.ended_us or run.faults_over_us) + TOLD_WITHIN_US
+                yield Tampering(one.began_us, receiver, what, one.began_us, told_by_us)
 
 
 def _faults(run: Run) -> Iterator[Fault]:

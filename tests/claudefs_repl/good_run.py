@@ -192,7 +192,7 @@ GOOD = Observation(
     disk_losses=(
         DiskLoss(60 * S, "gamma", {ALPHA: (4,), BETA: (2,), GAMMA: (1,)}, {ALPHA: (4,), BETA: (2,), GAMMA: (2,)}),
     ),
-    tampering=(Tampering(40 * S, "beta", "a bit of a batch was turned", told_by_us=42 * S),),
+    tampering=(Tampering(40 * S, "beta", "a bit of a batch was turned", told_from_us=35 * S, told_by_us=42 * S),),
     log_damage=(LogDamage(62 * S, "gamma", "a bit of seq 1 was turned", is_refused=True),),
     expected_tree={"/d": "directory"},
     expected_conflicts=(("content", "/a"),),

@@ -128,6 +128,7 @@ class End:
         self.process = process
         self.id = id_
         self.local, self.remote = local, remote
+        self.is_listener = False
         self.other: End = self
         self.received: deque[bytes] = deque()
         self.is_ended = False

@@ -27,6 +27,7 @@ from claudefs_repl.observations import (
 )
 from nodes.chaos.events_seen import is_rejection, modes_seen
 from nodes.health_prober import DIAL_PAUSE_MAX_S
+from nodes.listener import TOLD_EVERY_S
 from tests.simulation.cluster import Cluster
 from tests.simulation.logs import read_set_aside, unload
 from tests.simulation.nemesis import Nemesis
@@ -36,6 +37,7 @@ from tests.simulation.workload import Workload
 from tests.simulation.world import EPOCH_US
 
 TOLERANCE_US = 100_000
+TOLD_WITHIN_S = 1.0
 CLOSING = {
     "disk_full": "disk_recovered",
     "clock_out_of_bounds": "clock_in_bounds",
@@ -99,7 +101,7 @@ def observe(
         work=list(_work(cluster, nemesis)),
         faults=nemesis.done.faults,
         disk_losses=nemesis.done.disk_losses,
-        tampering=[*nemesis.done.tampering, *_flips(cluster)],
+        tampering=[*nemesis.done.tampering, *_flips(cluster, nemesis)],
         log_damage=list(_damage(cluster, nemesis)),
     )
 
@@ -183,20 +185,24 @@ def _damage(cluster: Cluster, nemesis: Nemesis) -> Iterator[LogDamage]:
                 break
 
 
-def _flips(cluster: Cluster) -> Iterator[Tampering]:
+def _flips(cluster: Cluster, nemesis: Nemesis) -> Iterator[Tampering]:
     """The turned bits that a site has met: whose connection it ended itself afterwards, or has still."""
     replication = cluster.plan.cluster.replication
-    within_us = round(1e6 * (replication.idle_timeout_s + replication.handshake_timeout_s))
+    pauses = [fault for fault in nemesis.done.faults if fault.kind == "pause"]
     for flip in cluster.network.flips:
         end, site, sender = flip.end, flip.end.machine.name, flip.end.other.machine.name
-        told_by_us = flip.time_us + within_us
+        # A listener may be kept from reading by its limits, and tells refusals of one kind in numbers; who dialled reads.
+        within_s = replication.idle_timeout_s + replication.handshake_timeout_s if end.is_listener else TOLD_WITHIN_S
+        since_s = TOLD_EVERY_S if end.is_listener else 0.0
+        told_from_us, told_by_us = (flip.time_us + round(1e6 * seconds) for seconds in (-since_s, within_s))
         is_met = end.error in (None, errno.EBADF) and not end.is_ended
-        if is_met and not any(
-            flip.time_us <= at_us <= told_by_us for at_us, name in cluster.process_ends if name == site
-        ):
+        is_gone = any(flip.time_us <= at_us <= told_by_us for at_us, name in cluster.process_ends if name == site)
+        is_paused = any(f.began_us <= told_by_us and flip.time_us <= f.ended_us for f in pauses if site in f.sites)
+        if is_met and not (is_gone or is_paused):
             # Of an altered handshake the listener tells, whom the dialler told.
             tellers = (sender,) if flip.is_first else ()
-            yield Tampering(flip.time_us, site, f"a bit was turned on its way from {sender}", told_by_us, tellers)
+            what = f"a bit was turned on its way from {sender}"
+            yield Tampering(flip.time_us, site, what, told_from_us, told_by_us, tellers)
 
 
 def _attempts(cluster: Cluster, workload: Workload) -> list[Attempt]:

@@ -166,6 +166,7 @@ class SimSocket(trio.socket.SocketType):
         mine = End(network, self._process, id_, local, remote)
         theirs = End(network, acceptor, id_, remote, local)
         mine.other, theirs.other = theirs, mine
+        theirs.is_listener = True
         mine.machine.ends[mine] = None
         theirs.machine.ends[theirs] = None
         self._end = mine

@@ -10,6 +10,7 @@ from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation
 from claudefs_repl.observations import Tampering
 from nodes.link import LINK_ERRORS
+from nodes.listener import TOLD_EVERY_S
 from nodes.recovery import IDENTITY_FILE
 from protocol.handshake import LocalIdentity
 from protocol.keys import KeyRing
@@ -47,7 +48,10 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
                     if manner != "hang_up":
                         await stream.receive_some(1000)
                     if manner == "noise":
-                        heard.append(Tampering(began_us, target.name, "a stranger's noise", world.now_us()))
+                        told_from_us = began_us - round(1e6 * TOLD_EVERY_S)
+                        heard.append(
+                            Tampering(began_us, target.name, "a stranger's noise", told_from_us, world.now_us())
+                        )
             except (OSError, trio.BrokenResourceError):
                 return
 
@@ -91,7 +95,8 @@ async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> 
                 cluster.world.trace.note("no_trick", trick.name, type(error).__name__)
                 continue
             if trick not in NACKS and trick not in AGAIN:
-                played.append(Tampering(began_us, peer, f"a rogue: {trick.value}", cluster.world.now_us()))
+                told_by_us = cluster.world.now_us()
+                played.append(Tampering(began_us, peer, f"a rogue: {trick.value}", began_us, told_by_us))
             cluster.world.trace.note("trick", trick.name, what)
             wrong += [] if what is None else [what]
     finally:
