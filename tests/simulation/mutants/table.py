@@ -489,7 +489,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "a single failed probe makes a step down",
         "I12",
     ),
+    Mutant(
+        "sends-again",
+        "nodes/conduit_sender.py",
+        "    start = cursor_of(welcome.received, log.journal, log.shard_count)\n    if len(start)",
+        "    start = tuple(max(0, seq - 1) for seq in cursor_of(welcome.received, log.journal, log.shard_count))\n"
+        "    if len(start)",
+        "a reconnect sends again what the peer has",
+        "I18",
+    ),
     # --- strangers and forgers
+    Mutant(
+        "probe-forgery-untold",
+        "nodes/health_prober.py",
+        "                    if isinstance(error, ProtocolViolation):\n",
+        "                    if isinstance(error, ProtocolViolation) and pause_s < 0:\n",
+        "an altered answer to a probe is not told",
+        "P6",
+    ),
     Mutant(
         "tag-unchecked",
         "nodes/conduit_receiver.py",
