@@ -24,8 +24,8 @@ WEIGHTS: Mapping[str, float] = {
     "crash_at_sync": 3,
     "slow_disk": 1,
     "sync_error": 1,
-    "full_disk": 1.5,
-    "bit_rot": 0.7,
+    "full_disk": 2.5,
+    "bit_rot": 1.2,
     "refuse": 1,
     "reset": 2,
     "half_open": 1,
@@ -37,12 +37,12 @@ WEIGHTS: Mapping[str, float] = {
     "partition_one_way": 1.5,
     "flap": 1,
     "pause": 1.5,
-    "clock_jump": 1.2,
-    "clock_drift": 0.7,
+    "clock_jump": 2,
+    "clock_drift": 1,
     "wipe": 0.7,
-    "old_copy": 0.7,
+    "old_copy": 1.5,
     "other_key": 0.5,
-    "stranger": 0.7,
+    "stranger": 1.2,
     "rogue": 1,
 }
 """Every kind of fault, and how often it is drawn where a seed allows it."""
@@ -101,7 +101,10 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
             return {"site": site, "after": rng.randint(1, 20), "moment": moment, "is_power_loss": rng.random() < 0.6}
         case "slow_disk":
             return {"site": site, "factor": rng.choice((10, 50, 200)), "for_s": for_s}
-        case "full_disk" | "pause" | "other_key":
+        case "full_disk":
+            # Long enough that a peer finds that nothing moves, or short.
+            return {"site": site, "for_s": rng.choice((for_s, plan.run_s, plan.run_s))}
+        case "pause" | "other_key":
             return {"site": site, "for_s": for_s}
         case "refuse" | "partition" | "partition_one_way" | "half_open" | "reset":
             return {"a": a, "b": b, "for_s": for_s}

@@ -90,5 +90,12 @@ def reached(cluster: Cluster, settled: Settled, refusals: Counter[str], verdicts
 def required() -> frozenset[str]:
     """What every long campaign must reach."""
     kinds = {f"conflict of kind {kind.name.lower()}" for kind in ConflictKind}
-    names = {*EVENTS.values(), "lock-out", "sync failure ended a process", "damaged log refused", "back-pressure"}
+    names = {
+        *EVENTS.values(),
+        "lock-out",
+        "no room for the store",
+        "sync failure ended a process",
+        "damaged log refused",
+        "back-pressure",
+    }
     return frozenset({*names, *kinds, *CHECKED})
