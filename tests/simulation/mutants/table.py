@@ -490,6 +490,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "I12",
     ),
     Mutant(
+        "file-left-open",
+        "nodes/entry_log.py",
+        '        """Release the file; everything appended is durable already."""\n        await self._file.close()\n',
+        '        """Release the file; everything appended is durable already."""\n        await self._file.sync()\n',
+        "a log's file stays open when its site has stopped",
+        "P7",
+    ),
+    Mutant(
         "sends-again",
         "nodes/conduit_sender.py",
         "    start = cursor_of(welcome.received, log.journal, log.shard_count)\n    if len(start)",
