@@ -17,6 +17,7 @@ from claudefs_repl.promises import broken, judge
 from claudefs_repl.verdict import Verdict
 from tests.simulation.cluster import Cluster
 from tests.simulation.keeper import Keeper
+from tests.simulation.machine import tasks_of
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import WINDOW_BYTES
 from tests.simulation.observe import observe
@@ -33,7 +34,11 @@ STOP_S = 20.0
 """Sites that stop must be gone by then."""
 CONNECTIONS_MAX = 128 + 8 * 3 * 3 + 200
 """Clients, links of three roles with three peers, and handshakes under way."""
-DISK_LIMIT = 1.0
+ACTORS_MAX = 32
+"""A dozen, and a sender and a prober for each of three peers."""
+TASKS_OF_CONNECTION = 3
+OPEN_FILES_MAX = 64
+"""A segment that is written and one that is read, of each of some journals."""
 
 
 @dataclass(slots=True)
@@ -106,6 +111,9 @@ class _Run:
                 if machine.process is None or machine.is_paused:
                     continue
                 self._measure(name, "open_connections", len(machine.ends), CONNECTIONS_MAX)
+                tasks = sum(1 for _ in tasks_of(machine.process))
+                self._measure(name, "tasks", tasks, ACTORS_MAX + TASKS_OF_CONNECTION * len(machine.ends))
+                self._measure(name, "open_files", machine.process.open_files, OPEN_FILES_MAX)
                 waiting = max((end.under_way for end in machine.ends), default=0)
                 self._measure(name, "unread_bytes", waiting, WINDOW_BYTES)
                 self._measure(name, "disk_bytes", machine.disk.used_bytes(), self.plan.quota_bytes)
