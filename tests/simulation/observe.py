@@ -191,15 +191,16 @@ def _flips(cluster: Cluster, nemesis: Nemesis) -> Iterator[Tampering]:
     pauses = [fault for fault in nemesis.done.faults if fault.kind == "pause"]
     for flip in cluster.network.flips:
         end, site, sender = flip.end, flip.end.machine.name, flip.end.other.machine.name
-        # A listener may be kept from reading by its limits, and tells refusals of one kind in numbers; who dialled reads.
-        within_s = replication.idle_timeout_s + replication.handshake_timeout_s if end.is_listener else TOLD_WITHIN_S
-        since_s = TOLD_EVERY_S if end.is_listener else 0.0
+        # A listener may be kept from reading by its limits, and tells refusals of one kind in numbers; who dialled reads,
+        # but of an altered handshake it tells the listener, which puts it into its log.
+        is_rationed = end.is_listener or flip.is_first
+        within_s = replication.idle_timeout_s + replication.handshake_timeout_s if is_rationed else TOLD_WITHIN_S
+        since_s = TOLD_EVERY_S if is_rationed else 0.0
         told_from_us, told_by_us = (flip.time_us + round(1e6 * seconds) for seconds in (-since_s, within_s))
         is_met = end.error in (None, errno.EBADF) and not end.is_ended
         is_gone = any(flip.time_us <= at_us <= told_by_us for at_us, name in cluster.process_ends if name == site)
         is_paused = any(f.began_us <= told_by_us and flip.time_us <= f.ended_us for f in pauses if site in f.sites)
         if is_met and not (is_gone or is_paused):
-            # Of an altered handshake the listener tells, whom the dialler told.
             tellers = (sender,) if flip.is_first else ()
             what = f"a bit was turned on its way from {sender}"
             yield Tampering(flip.time_us, site, what, told_from_us, told_by_us, tellers)
