@@ -95,10 +95,17 @@ def beyond_drift(peers: Mapping[SiteId, Holdings], limit_us: int) -> dict[SiteId
     return {site_id: peer.timestamp_us - limit_us for site_id, peer in peers.items() if peer.timestamp_us > limit_us}
 
 
-def needed(peers: Mapping[SiteId, Holdings]) -> Cursors:
-    """What a snapshot must have applied so that the peers' logs go on from it.
+def needed(peers: Mapping[SiteId, Holdings], source: SiteId, old_firsts: Cursors) -> Cursors:
+    """What a snapshot of a peer must have applied so that the peers' logs go on from it, and the site's own old ones.
 
-    A current journal comes from its own site alone, a former one from whoever reaches back furthest.
+    A current journal comes from its own site alone, a former one from whoever reaches back furthest. Of the old logs one may
+    be the only one that holds its last entries, so the snapshot must reach to where it begins, as far as the source has
+    got.
+
+    Args:
+        peers: what those hold that were asked.
+        source: whose snapshot.
+        old_firsts: of every old log, for each shard the seq of the first entry that it still has.
     """
     firsts: dict[JournalId, tuple[int, ...]] = {peer.journal: peer.firsts[peer.journal] for peer in peers.values()}
     current = frozenset(firsts)
@@ -106,7 +113,12 @@ def needed(peers: Mapping[SiteId, Holdings]) -> Cursors:
         for journal, seqs in peer.firsts.items():
             if journal not in current and sum(seqs) <= sum(firsts.get(journal, seqs)):
                 firsts[journal] = seqs
-    return {journal: tuple(seq - 1 for seq in seqs) for journal, seqs in firsts.items()}
+    needs = {journal: tuple(seq - 1 for seq in seqs) for journal, seqs in firsts.items()}
+    for journal, seqs in old_firsts.items():
+        has = cursor_of(peers[source].received, journal, len(seqs))
+        within = tuple(min(seq - 1, most) for seq, most in zip(seqs, has, strict=True))
+        needs[journal] = join(needs.get(journal, within), within)
+    return needs
 
 
 def log_begin(

@@ -158,10 +158,11 @@ class _Bootstrap:
         source = self._source(peer_name, peers, beyond_us)
         self._logger.info("bootstrap_started", peer=source.name, journal=str(self._own))
         shards = self._cluster.shards
-        fetch = await fetch_snapshot(self._queries, source, self._storage, needed(peers), shards, progress)
         settings = LogSettings(self._cluster.cluster_id, shards, self._cluster.journal.segment_bytes)
         old = await OldLogs.open(self._storage, settings, self._means.entropy, self._old)
         try:
+            needs = needed(peers, source.site_id, {log.journal: log.firsts for log in old.all()})
+            fetch = await fetch_snapshot(self._queries, source, self._storage, needs, shards, progress)
             closed = await read_closed(self._storage)
             closing = to_close(self._old, peers.values(), closed)
             lost = self._lost(peers, closing, old.own)

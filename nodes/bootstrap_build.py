@@ -185,7 +185,7 @@ async def _make_replicas(
 ) -> dict[JournalId, tuple[int, ...]]:
     """A log for each journal, which goes on where the snapshot ends, with what only the old logs may have."""
     durable: dict[JournalId, tuple[int, ...]] = {}
-    logs = {log.journal: log for log in (*old.replicas, *([] if old.own is None else [old.own]))}
+    logs = {log.journal: log for log in old.all()}
     silent = {peer.site_id for peer in plan.cluster.peers_of(plan.site.site_id)} - set(plan.peers)
     for journal in sorted({*store.applied, *logs}):
         after = cursor_of(store.applied, journal, plan.cluster.shards)

@@ -13,7 +13,7 @@ from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.conduit import beyond
 from claudefs_repl.error import WalCorrupted, WorldError
 from claudefs_repl.journal import JournalId
-from nodes.entry_log import EntryLog, GapInLog
+from nodes.entry_log import EntryLog
 from nodes.journals import JOURNALS_DIR, LogSettings, parse_journal_dir
 from nodes.seams import Entropy, Storage
 from nodes.small_json import parse_json
@@ -67,8 +67,12 @@ class OldLogs:
 
     async def close(self) -> None:
         """Release the files."""
-        for log in (*self.replicas, *([] if self.own is None else [self.own])):
+        for log in self.all():
             await log.close()
+
+    def all(self) -> tuple[EntryLog, ...]:
+        """Every log, the own one last."""
+        return (*self.replicas, *([] if self.own is None else [self.own]))
 
     async def rest(self, held: tuple[int, ...]) -> AsyncGenerator[Sequence[OldEntry], None]:
         """What the own journal has beyond what the peers hold, in the order in which it was made."""
@@ -119,15 +123,14 @@ async def carry_over(old: EntryLog, new: EntryLog, store: SqliteStore, *, upto: 
     It may be the only one that has it.
 
     Args:
-        old: where it comes from. If it no longer reaches back to where the new one ends, nothing can be carried over.
+        old: where it comes from. Of a shard in which it no longer reaches back to where the new one ends, nothing can be
+            carried over.
         new: where it goes.
         store: the new view, which has applied all that is before the new log's end.
         upto: for each shard the last seq to carry over.
     """
-    try:
-        reader = old.reader(tuple(map(min, new.tails, old.tails)))
-    except GapInLog:
-        return
+    places = zip(new.tails, old.firsts, old.tails, strict=True)
+    reader = old.reader(tuple(tail if first > seq + 1 else min(seq, tail) for seq, first, tail in places))
     try:
         while blocks := await reader.read(bytes_max=READ_BYTES):
             kept = beyond([block for one in blocks for block in _cut(one, upto)], new.tails)

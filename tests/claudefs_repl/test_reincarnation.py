@@ -60,7 +60,14 @@ def test_a_snapshot_must_reach_to_where_the_logs_begin_that_it_will_be_followed_
         1: peer(ALPHA, firsts={ALPHA: (5, 3), GAMMA: (1, 1), OLD: (9, 9)}),
         3: peer(GAMMA, firsts={ALPHA: (1, 1), GAMMA: (2, 8), OLD: (4, 4)}),
     }
-    assert needed(peers) == {ALPHA: (4, 2), GAMMA: (1, 7), OLD: (3, 3)}
+    assert needed(peers, 1, {}) == {ALPHA: (4, 2), GAMMA: (1, 7), OLD: (3, 3)}
+
+
+def test_a_snapshot_must_reach_to_where_the_old_logs_begin_as_far_as_its_site_has_got():
+    """Otherwise what the old log alone has could not be appended behind it."""
+    peers = {1: peer(ALPHA, received={OLD: (6, 9)}), 3: peer(GAMMA, received={OLD: (9, 9)}, firsts={GAMMA: (3, 1)})}
+    firsts = {OLD: (8, 5), GAMMA: (1, 1), OLDER: (4, 4)}
+    assert needed(peers, 1, firsts) == {ALPHA: (0, 0), GAMMA: (2, 0), OLD: (6, 4), OLDER: (0, 0)}
 
 
 def test_who_holds_a_stamp_that_may_not_be_taken_is_nobody_to_begin_from():

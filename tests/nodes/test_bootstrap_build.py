@@ -34,6 +34,7 @@ from nodes.write_gate import WriteGate
 SHARDS = 2
 ALPHA, NEW = JournalId(SiteId(1), Incarnation(0xA)), JournalId(SiteId(2), Incarnation(0xB2))
 FORMER, GAMMA = JournalId(SiteId(3), Incarnation(0xC)), JournalId(SiteId(3), Incarnation(0xC2))
+TRIMMED = JournalId(SiteId(3), Incarnation(0xC1))
 REPORT = {
     "site": "beta",
     "from": "alpha",
@@ -235,6 +236,28 @@ async def test_what_the_view_has_and_a_peer_lacks_stays_in_the_log(prepared):
         assert sum(block.count for block in await reader.read(bytes_max=1 << 20)) == sum(prepared.held)
         await reader.close()
         assert len(await tree_of(running)) == 5
+    finally:
+        await running.close()
+
+
+async def test_a_shard_that_was_trimmed_keeps_nothing_of_the_others_out(prepared, tmp_path):
+    """Of a log that no longer reaches back in one shard the others are carried over: this may be the only copy."""
+    whole = await prepared.site.settings.create(DiskStorage(tmp_path / "gamma"), TRIMMED, os.urandom)
+    store = await SqliteStore.open(tmp_path / "gamma.sqlite", shard_count=SHARDS)
+    while not all(whole.tails):
+        await write(store, whole, [MakeDir(ROOT_INODE, b"%d" % sum(whole.tails), 0o755, 0, 0, 0)], START_US)
+    await store.close()
+    reader = whole.reader((whole.tails[0], 0))
+    old = await prepared.site.settings.create(prepared.site.storage, TRIMMED, os.urandom, after=(whole.tails[0], 0))
+    await old.append(await reader.read(bytes_max=1 << 20))
+    await reader.close()
+    await whole.close()
+    await old.close()
+    await run(prepared, prepared.site.storage)
+    running = await prepared.site.open()
+    try:
+        assert running.journals.replicas[TRIMMED].tails == (0, whole.tails[1])
+        assert running.store.applied[TRIMMED] == (0, whole.tails[1])
     finally:
         await running.close()
 
