@@ -16,6 +16,7 @@ from trio.lowlevel import Task, current_task
 from claudefs_repl.observations import Leftover
 from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap import Means, bootstrap_in
+from nodes.bootstrap_fetch import BOOTSTRAP_DIR
 from nodes.events import make_logger_onto
 from nodes.runtime import ShiftedClock
 from nodes.site import Site
@@ -260,7 +261,10 @@ class Machine:
         if self.socket_path in self.listeners:
             left.append(Leftover(self.name, "socket", self.socket_path))
         left += [Leftover(self.name, "task", task.name) for task in tasks_of(process) if task is not current_task()]
-        left += [Leftover(self.name, "file", name) for name in self.disk.files if name.endswith((".tmp", ".new"))]
+        # What a bootstrap has fetched, perhaps halfway, stays for the next one to go on with.
+        kept = f"{BOOTSTRAP_DIR}/"
+        temporary = (name for name in self.disk.files if name.endswith((".tmp", ".new")) and not name.startswith(kept))
+        left += [Leftover(self.name, "file", name) for name in temporary]
         return left
 
 
