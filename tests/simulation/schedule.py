@@ -77,7 +77,10 @@ def draw_schedule(plan: Plan) -> list[Fault]:
     for _ in range(count):
         kind = rng.choices(kinds, weights)[0]
         at_s = round(rng.uniform(FIRST_S, plan.run_s - LAST_S), 3)
-        faults.append(Fault(at_s, kind, _draw_args(kind, rng, plan)))
+        args = _draw_args(kind, rng, plan)
+        if args.get("for_s") == plan.run_s:
+            at_s = round(rng.uniform(FIRST_S, plan.run_s / 3), 3)  # what lasts has the time to last
+        faults.append(Fault(at_s, kind, args))
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
