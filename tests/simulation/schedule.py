@@ -100,8 +100,8 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
         case "crash_at_segment":
             return {"site": site, "after": rng.randint(1, 40)}
         case "crash_at_sync":
-            moment = rng.choice(("before", "in", "after"))
-            return {"site": site, "after": rng.randint(1, 20), "moment": moment, "is_power_loss": rng.random() < 0.6}
+            moment = rng.choice(("before", "in", "in", "after"))
+            return {"site": site, "after": rng.randint(1, 20), "moment": moment, "is_power_loss": rng.random() < 0.8}
         case "slow_disk":
             return {"site": site, "factor": rng.choice((10, 50, 200)), "for_s": for_s}
         case "full_disk":
