@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 
 import trio
 
+from claudefs_repl.checkpoint import join
 from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WalCorrupted, WorldError
 from claudefs_repl.health import remedy_stamps
+from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import DiskLoss, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.client import SiteUnreachable
 from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
+from tests.simulation.logs import read_tails
 from tests.simulation.machine import Machine
 
 LOOK_S = 0.05
@@ -89,6 +92,16 @@ class Keeper:
         keeping.needs_bootstrap = True
         keeping.is_broken |= is_broken
 
+    def note_loss(self, site: str) -> None:
+        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be."""
+        machines = self._cluster.machines
+        others: dict[JournalId, tuple[int, ...]] = {}
+        for name, other in machines.items():
+            for journal, seqs in read_tails(other.disk).items() if name != site else ():
+                others[journal] = join(others.get(journal, seqs), seqs)
+        loss = DiskLoss(self._cluster.world.now_us(), site, others, read_tails(machines[site].disk))
+        self.done.disk_losses.append(loss)
+
     def heal(self) -> None:
         """Nothing keeps a site down any more."""
         for keeping in self._keeping.values():
@@ -132,11 +145,16 @@ class Keeper:
     async def bootstrap(self, name: str) -> bool:
         """Make a site anew from a peer, without those that are as broken; whether it is. What fails is tried again later.
 
-        A peer that only has to be started is waited for. Where all are broken, one whose disk is empty begins again.
+        A peer that only has to be started is waited for. Where all are broken, one whose disk is empty begins again; if
+        there is none, the operator gives up the data of one, for he has no copy of its damaged log.
         """
         broken = {other for other, its in self._keeping.items() if its.is_broken and not its.holds and other != name}
-        if len(broken) == len(self._keeping) - 1 and self._is_empty(name):
-            self._begin_again(name)
+        if self._keeping[name].is_broken and len(broken) == len(self._keeping) - 1:
+            if not any(map(self._is_empty, (name, *broken))):
+                self.note_loss(name)
+                self._cluster.machines[name].disk.wipe()
+            if self._is_empty(name):
+                self._begin_again(name)
             return False
         failure = await self._make_anew(name, broken)
         if failure is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 from claudefs_repl.block import Block
@@ -11,7 +12,7 @@ from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import ReplError
 from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import ShardSums
-from claudefs_repl.wal import HEADER_BYTES, RECORD_HEAD_BYTES, RecordCodec, SegmentHeader
+from claudefs_repl.wal import HEADER_BYTES, RECORD_HEAD_BYTES, RecordCodec, SegmentHeader, SegmentScan
 from nodes.chaos.disk_logs import LogOnDisk, read_logs
 from nodes.chaos.leftovers import read_store_sums
 from nodes.journals import JOURNALS_DIR
@@ -22,20 +23,25 @@ SEGMENT = ".seg"
 
 
 def read_tails(disk: SimDisk) -> Cursors:
-    """Where each log ends, whatever of it is damaged."""
+    """Where each log ends; a damaged one is given up as a whole, and holds nothing."""
     tails: dict[JournalId, list[int]] = {}
-    for name in sorted(disk.files):
-        if not name.endswith(SEGMENT):
-            continue
+    damaged: set[JournalId] = set()
+    names = [name for name in sorted(disk.files) if name.endswith(SEGMENT)]
+    for name, following in zip_longest(names, names[1:]):
         data = bytes(disk.files[name].live)
         with contextlib.suppress(ReplError):
             header = SegmentHeader.decode(data[:HEADER_BYTES])
             seqs = tails.setdefault(header.journal, [seq - 1 for seq in header.next_seqs])
-            body = memoryview(data)[HEADER_BYTES:]
-            for record in RecordCodec(header.salt).cut(body, position=header.first_position, room=len(body)).records:
-                block = Block(record.body)
-                seqs[block.shard] = max(seqs[block.shard], block.last_seq)
-    return {journal: tuple(seqs) for journal, seqs in tails.items()}
+            is_last = following is None or parent_of(following) != parent_of(name)
+            next_position = None if is_last else int(Path(following).stem)
+            scan = SegmentScan(header, file_bytes=len(data), next_position=next_position)
+            while (wanted := scan.wanted) is not None:
+                for record in scan.feed(data[wanted[0] : sum(wanted)]):
+                    block = Block(record.body)
+                    seqs[block.shard] = max(seqs[block.shard], block.last_seq)
+            if scan.is_damaged:
+                damaged.add(header.journal)
+    return {journal: tuple(seqs) for journal, seqs in tails.items() if journal not in damaged}
 
 
 def proven_bytes(disk: SimDisk) -> list[tuple[str, int, int]]:

@@ -13,6 +13,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 from trio.lowlevel import Task, current_task
 
+from claudefs_repl.error import WorldError
 from claudefs_repl.observations import Leftover
 from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap import Means, bootstrap_in
@@ -193,7 +194,8 @@ class Machine:
             PROCESS.reset(token)
         if process.is_alive:
             self._end(process, is_power_loss=False)
-        return failure
+            return failure
+        return WorldError("it was cut off by a crash")
 
     async def stop(self) -> None:
         """Stop the site in order, and return when its process is gone."""

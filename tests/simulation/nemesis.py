@@ -7,14 +7,12 @@ from typing import Any
 
 import trio
 
-from claudefs_repl.checkpoint import Cursors
-from claudefs_repl.observations import DiskLoss
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SyncCrash
 from tests.simulation.keeper import Keeper
-from tests.simulation.logs import proven_bytes, read_tails
+from tests.simulation.logs import proven_bytes
 from tests.simulation.plan import make_rings
 from tests.simulation.schedule import Fault
 from tests.simulation.stranger import play_tricks, run_stranger
@@ -174,7 +172,7 @@ class Nemesis:
             name, first, last = self._rng.choice(proven)
             at = self._rng.randint(first, last)
             self._cluster.world.trace.note("rot", site, name, at)
-            self.done.disk_losses.append(self._loss_of(site))
+            self.keeper.note_loss(site)
             machine.disk.rot(name, at)
             self.done.rotten.append((self._cluster.world.now_us(), site, f"byte {at} of {name}"))
         await trio.sleep(down_s)
@@ -186,7 +184,7 @@ class Nemesis:
         self.keeper.hold(site)
         machine.crash(is_power_loss=True)
         had_begun = IDENTITY_FILE in machine.disk.files
-        self.done.disk_losses.append(self._loss_of(site))
+        self.keeper.note_loss(site)
         machine.disk.wipe()
         if had_begun:
             self.keeper.needs_bootstrap(site, is_broken=True)
@@ -206,20 +204,11 @@ class Nemesis:
             return {"ends_process": True}
         self.keeper.hold(site)
         machine.crash(is_power_loss=False)
-        self.done.disk_losses.append(self._loss_of(site))
+        self.keeper.note_loss(site)
         machine.disk.restore(backup)
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}
-
-    def _loss_of(self, site: str) -> DiskLoss:
-        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be."""
-        machines = self._cluster.machines
-        others: dict[Any, tuple[int, ...]] = {}
-        for name, other in machines.items():
-            if name != site:
-                _join(others, read_tails(other.disk))
-        return DiskLoss(self._cluster.world.now_us(), site, others, read_tails(machines[site].disk))
 
     # --- the network
 
@@ -356,8 +345,3 @@ def _named(fault: Fault) -> tuple[str, ...]:
     if fault.kind in PARTITIONS:
         return ()
     return tuple(fault.args[key] for key in ("site", "a", "b") if key in fault.args)
-
-
-def _join(held: dict[Any, tuple[int, ...]], more: Cursors) -> None:
-    for journal, seqs in more.items():
-        held[journal] = tuple(map(max, held.get(journal, (0,) * len(seqs)), seqs))
