@@ -106,10 +106,12 @@ class _Keeping:
             if applied is not None and applied[entry.shard] < entry.seq:
                 wrong = f"but was trimmed before it was applied; applied is {applied[entry.shard]}"
         elif log is None or at is None:
-            if not self._is_again(entry, name, end):
+            if self._is_held_by_any(entry) or not self._is_again(entry, name, end):
                 wrong = f"but is not there; the log ends at {0 if log is None else log.tail}"
         else:
-            wrong = _difference(entry, log, at)
+            # A site whose disk has gone back cannot know, while it is alone, that others have another entry at that seq.
+            went_back = _went_back(self._seen, attempt.site, 0, attempt.began_us)
+            wrong = None if went_back and self._is_again(entry, name, end) else _difference(entry, log, at)
         if wrong is not None:
             what = f"{entry} was acknowledged to client {attempt.client} of {attempt.site}, {wrong}"
             self._inquiry.find(
@@ -122,7 +124,7 @@ class _Keeping:
         An object that is written again gets a new number: what has no content is told by its operation alone.
         """
         origin = self._seen.ends.get(_origin_name(self._seen, entry.journal))
-        if origin is None or origin.own == entry.journal or self._is_held_by_any(entry):
+        if origin is None or origin.own == entry.journal:
             return False
         key = name, entry.journal
         if key not in self._written_again:
@@ -171,17 +173,22 @@ def _was_alone_on_a_lost_disk(seen: Observation, attempt: Attempt, entry: Acknow
     )
 
 
+def _went_back(seen: Observation, site: str, after_us: int, before_us: int) -> bool:
+    """Whether a site's disk was lost between two times: what it wrote before, it may not know any more."""
+    return any(loss.site == site and after_us <= loss.time_us <= before_us for loss in seen.disk_losses)
+
+
 def _reaches(held: Cursors, entry: Acknowledged) -> bool:
     seqs = held.get(entry.journal)
     return seqs is not None and seqs[entry.shard] >= entry.seq
 
 
 def _check_twice(seen: Observation, inquiry: Inquiry) -> None:
-    """No seq was acknowledged for two different entries, but where the first is gone without a trace with a lost disk."""
+    """No seq was acknowledged for two different entries, but by a site whose disk had gone back in between."""
     first: dict[tuple[JournalId, int, int], tuple[Attempt, Acknowledged]] = {}
     for attempt, entry in _acknowledged(seen):
         earlier, other = first.setdefault((entry.journal, entry.shard, entry.seq), (attempt, entry))
-        if other != entry and _was_alone_on_a_lost_disk(seen, earlier, other):
+        if other != entry and _went_back(seen, attempt.site, earlier.began_us, attempt.began_us):
             first[entry.journal, entry.shard, entry.seq] = (attempt, entry)
         elif other != entry:
             inquiry.find(

@@ -420,6 +420,18 @@ def test_a_seq_may_be_given_again_when_its_entry_is_gone_with_the_disk():
     assert broken(judge(replace(seen, disk_losses=(replace(alone, others_held={GAMMA: (1,)}),)), ["P2"]))
 
 
+def test_of_two_pasts_of_a_seq_the_later_one_may_be_written_anew():
+    """A site restored from an old copy that wrote alone gave a seq again that others hold: neither entry is lost."""
+    attempt = wrote("gamma", GAMMA, 1, 57)
+    restored = DiskLoss(56 * S, "gamma", others_held={GAMMA: (1,)}, held={GAMMA: (1,)})
+    again, nowhere = ({"inode": 0x302, "op": Op.CREATE}, {"inode": 0x999, "op": Op.UNLINK})
+    for changes, is_kept in ((again, True), (nowhere, False)):
+        other = replace(attempt, entries=(replace(attempt.entries[0], content_crc32=None, **changes),))
+        seen = replace(GOOD, attempts=[wrote("gamma", GAMMA, 1, 50), other], disk_losses=(restored,))
+        assert bool(broken(judge(seen, ["P2"]))) is not is_kept
+        assert broken(judge(replace(seen, disk_losses=()), ["P2"]))
+
+
 def test_what_was_written_anew_and_trimmed_at_one_site_is_found_at_another():
     """A site that has trimmed the later journal has had it: what that said is read where it is still held."""
     entry = replace(wrote("gamma", GAMMA, 1, 57).entries[0], seq=2, inode=0x302, op=Op.CREATE)
