@@ -13,7 +13,7 @@ from claudefs_repl.journal import JournalId, entry_crc32
 from claudefs_repl.observations import HeldLog
 from claudefs_repl.operations import SetXattr, Write
 from claudefs_repl.wal import HEADER_BYTES, RecordCodec, SegmentHeader
-from protocol.payload import decode_payload
+from protocol.payload import PayloadInvalid, decode_payload
 
 SEGMENT_SUFFIX = ".seg"
 
@@ -147,7 +147,7 @@ def _rows_of(journal: JournalId, block: Block) -> Iterator[LoggedEntry]:
 def _content_crc32(op: int, payload: bytes) -> int | None:
     try:
         operation = decode_payload(op, payload)
-    except ReplError:
+    except PayloadInvalid:
         return None
     match operation:
         case Write(data=content) | SetXattr(value=content):
