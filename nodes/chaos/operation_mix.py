@@ -16,6 +16,7 @@ Resolve = Callable[[bytes], Awaitable[Stat | None]]
 OPERATIONS: Mapping[str, float] = {
     "create": 4.0,
     "put": 3.0,
+    "several": 2.0,
     "write": 6.0,
     "truncate": 1.0,
     "setattr": 1.0,
@@ -29,7 +30,8 @@ OPERATIONS: Mapping[str, float] = {
     "move": 1.5,
     "remove": 1.5,
 }
-"""Operations of a mix and their weights where a scenario gives none. `put` fills a nameless file and names it."""
+"""Operations of a mix and their weights where a scenario gives none. `put` fills a nameless file and names it.
+`several` makes some empty files with one request, whose entries are of several shards."""
 PLACES = 4
 """Directories beneath each of the two that a client works in, so that moves go somewhere; in each of them as many again."""
 ROOT: Stat = {"inode": ROOT_INODE, "kind": "dir"}
@@ -38,6 +40,7 @@ OF_DIRECTORIES = ("mkdir", "rmdir", "movedir")
 DEEP = 0.3
 """How often a place is a directory in one of those: it has less in it, so that it is removed and moved more often."""
 PUT_WRITES = 3
+SEVERAL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,19 @@ async def plan_ops(step: Step, resolve: Resolve, now_ns: int) -> list[Op]:
     making: list[Op] = [{"op": "mkdir", **at, "mode": 0o755, **owner, "exist_ok": True}]
     if missing or step.kind == "mkdir":
         return making
+    nameless: Op = {"op": "create", "parent": None, "name": None, "mode": 0o644, **owner}
     if step.kind == "put":
         writes = [
             {"op": "write", "inode": -1, "offset": i * step.size, "data": content_of(step, i)}
             for i in range(PUT_WRITES)
         ]
         name = {"op": "name", "inode": -1, "to_parent": at["parent"], "to_name": step.name, "replace": True}
-        return [{"op": "create", "parent": None, "name": None, "mode": 0o644, **owner}, *writes, name]
+        return [nameless, *writes, name]
+    if step.kind == "several":
+        naming = {"op": "name", "to_parent": at["parent"], "replace": True}
+        return [nameless] * SEVERAL + [
+            {**naming, "inode": -1 - i, "to_name": b"%s-%d" % (step.name, i)} for i in range(SEVERAL)
+        ]
     found = await resolve(step.directory + b"/" + step.name)
     if found is not None:
         other = await resolve(step.other_directory) if step.kind in WITH_TWO_PLACES else None
