@@ -30,8 +30,11 @@ CROSSING = TOPICS[8]
 
 
 def attend(seed: int, meeting: int, rng: random.Random, site: str) -> Step:
-    """What a client does at a meeting: the object is the same for all, what is done to it its own choice."""
-    common = random.Random(f"{seed}/meeting {meeting}")
+    """What a client does at a meeting: the object is the same for all, what is done to it its own choice.
+
+    Two meetings in a row have the same object: at the second, some have seen what others did at the first.
+    """
+    common = random.Random(f"{seed}/meeting {meeting // 2}")
     topic = common.choice(TOPICS)
     directory, name, ring = common.choice((TOP, TOP + b"/d0")), b"f%d" % common.randrange(2), common.choice((2, 3))
     other_directory, other_name = rng.choice((TOP, TOP + b"/d0")), b"m%d" % rng.randrange(4)
