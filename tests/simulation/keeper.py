@@ -99,7 +99,10 @@ class Keeper:
         for name, other in machines.items():
             for journal, seqs in read_tails(other.disk).items() if name != site else ():
                 others[journal] = join(others.get(journal, seqs), seqs)
-        loss = DiskLoss(self._cluster.world.now_us(), site, others, read_tails(machines[site].disk))
+        machines[site].disk_since_s = self._cluster.world.now_s()
+        # After what was seen of the site when its process was ended for this.
+        after_us = self._cluster.world.now_us() + 1
+        loss = DiskLoss(after_us, site, others, read_tails(machines[site].disk))
         self.done.disk_losses.append(loss)
 
     def heal(self) -> None:

@@ -19,6 +19,8 @@ from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap import Means, bootstrap_in
 from nodes.bootstrap_fetch import BOOTSTRAP_DIR
 from nodes.events import make_logger_onto
+from nodes.peers import PeerRecord
+from nodes.recovery import Recovered
 from nodes.runtime import ShiftedClock
 from nodes.site import Site
 from nodes.site_start import start_site
@@ -42,8 +44,11 @@ class Machine:
     Attributes:
         ends: of connections, in the order in which they were made.
         lives: processes that were started.
+        disk_since_s: what the site holds is of this disk, or of how it was made anew, since then.
         failure: how the last process failed by itself, None if it did not.
+        running: what the site's actors share, from its recovery to the end of its process.
         on_event: told of each line that the site logs.
+        on_turn: told when a process begins, when its site has recovered and nobody has heard of it, and before it is ended.
         on_end: told when a process is gone.
         leftovers: what processes that stopped in order left.
     """
@@ -62,11 +67,14 @@ class Machine:
         self.is_paused = False
         self.process: Process | None = None
         self.lives = 0
+        self.disk_since_s = 0.0
         self.failure: BaseException | None = None
         self.leftovers: list[Leftover] = []
         self.crash_at_segment: int | None = None
         self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
         self.on_end: Callable[[str], None] = lambda name: None
+        self.on_turn: Callable[[], None] = lambda: None
+        self.running: Any = None
         self._port = FIRST_PORT
         self._gone = trio.Event()
         self._stores: SimStoreRunner | None = None
@@ -102,6 +110,7 @@ class Machine:
             process = self.process = Process(self, f"{self.name}.{self.lives}")
             self._gone = trio.Event()
             self.world.trace.note("start", process.name)
+            self.on_turn()
             nursery.start_soon(self._run, process, cluster, keys, root / self.name / str(self.lives))
 
     async def _run(self, process: Process, cluster: ClusterConfig, keys: KeyRing, root: Path) -> None:
@@ -143,7 +152,19 @@ class Machine:
 
     async def _serve(self, site: Site) -> None:
         self._site = site
+        wire = site._wire
+
+        def wire_and_tell(recovered: Recovered) -> Any:
+            self.running = wire(recovered)
+            self.on_turn()
+            return self.running
+
+        site._wire = wire_and_tell  # type: ignore[method-assign]
         await site.run()
+
+    def peers(self) -> Sequence[PeerRecord]:
+        """What the running site knows of its peers."""
+        return () if self._site is None else tuple(self._site._peers.values())
 
     @asynccontextmanager
     async def _open_clients(self) -> AsyncIterator[trio.SocketListener]:
@@ -193,6 +214,7 @@ class Machine:
         finally:
             PROCESS.reset(token)
         if process.is_alive:
+            self.disk_since_s = self.world.now_s()
             self._end(process, is_power_loss=False)
             return failure
         return WorldError("it was cut off by a crash")
@@ -217,6 +239,7 @@ class Machine:
         process = self.process
         if process is not None:
             self.world.trace.note("power_loss" if is_power_loss else "kill", process.name)
+            self.on_turn()
             self.resume()
             process.die()
             self._end(process, is_power_loss=is_power_loss)
@@ -228,7 +251,7 @@ class Machine:
     def _end(self, process: Process, *, is_power_loss: bool) -> None:
         process.is_alive = False
         self.process = None
-        self._site = None
+        self._site = self.running = None
         for key in [key for key, one in self.listeners.items() if one.socket._process is process]:
             for arrived in self.listeners.pop(key).arrived:
                 arrived.forget(is_power_loss=is_power_loss)

@@ -5,40 +5,33 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
-from claudefs_repl.observations import CursorsSeen, Measure, Observation
+from claudefs_repl.observations import Observation
 from claudefs_repl.promises import broken, judge
 from claudefs_repl.verdict import Verdict
 from tests.simulation.cluster import Cluster
 from tests.simulation.keeper import Keeper
-from tests.simulation.machine import tasks_of
+from tests.simulation.look import Lookout
 from tests.simulation.nemesis import Nemesis
-from tests.simulation.network import WINDOW_BYTES
 from tests.simulation.observe import observe
 from tests.simulation.plan import CONVERGE_S, Plan, draw_plan
 from tests.simulation.schedule import Fault, draw_schedule
-from tests.simulation.settle import Settled, ask_status, cursors_of, settle
+from tests.simulation.settle import Settled, settle
 from tests.simulation.sockets import SocketWorld
 from tests.simulation.sometimes import reached
 from tests.simulation.workload import Workload
 from tests.simulation.world import Stuck, World
 
-SAMPLE_S = 0.7
+LOOK_S = 0.3
 STOP_S = 20.0
 """Sites that stop must be gone by then."""
-CONNECTIONS_MAX = 128 + 8 * 3 * 3 + 200
-"""Clients, links of three roles with three peers, and handshakes under way."""
-ACTORS_MAX = 32
-"""A dozen, and a sender and a prober for each of three peers."""
-TASKS_OF_CONNECTION = 3
-OPEN_FILES_MAX = 64
-"""A segment that is written and one that is read, of each of some journals."""
 
 
 @dataclass(slots=True)
@@ -70,10 +63,11 @@ class _Run:
         self.plan = plan
         self.schedule = list(schedule)
         self.cluster = Cluster(world, plan, root)
+        self.lookout = Lookout(self.cluster.machines, plan.cluster, plan.quota_bytes)
+        for machine in self.cluster.machines.values():
+            machine.on_turn = self.lookout.look
         self.workload = Workload(self.cluster)
         self.settled = Settled()
-        self.cursors: list[CursorsSeen] = []
-        self.measures: list[Measure] = []
         self.nemesis: Nemesis | None = None
         self.healed_us = 0
 
@@ -85,11 +79,11 @@ class _Run:
             nemesis = self.nemesis = Nemesis(self.cluster, keeper)
             async with trio.open_nursery() as around:
                 around.start_soon(keeper.run)
+                around.start_soon(self._look_around)
                 with trio.move_on_after(self.plan.run_s):
                     async with trio.open_nursery() as working:
                         working.start_soon(self.workload.run)
                         working.start_soon(nemesis.run, self.schedule)
-                        working.start_soon(self._sample)
                 nemesis.finish()
                 nemesis.heal()
                 self.healed_us = self.world.now_us()
@@ -101,34 +95,25 @@ class _Run:
                         stopping.start_soon(machine.stop)
             nursery.cancel_scope.cancel()
 
-    async def _sample(self) -> None:
-        """Look at every site from time to time: its cursors, and what has a limit."""
+    async def _look_around(self) -> None:
+        """Look at every site from time to time."""
         while True:
-            await trio.sleep(SAMPLE_S)
+            await trio.sleep(LOOK_S)
             assert self.nemesis is not None
             self.nemesis.note_clocks()
-            for name, machine in self.cluster.machines.items():
-                if machine.process is None or machine.is_paused:
-                    continue
-                self._measure(name, "open_connections", len(machine.ends), CONNECTIONS_MAX)
-                tasks = sum(1 for _ in tasks_of(machine.process))
-                self._measure(name, "tasks", tasks, ACTORS_MAX + TASKS_OF_CONNECTION * len(machine.ends))
-                self._measure(name, "open_files", machine.process.open_files, OPEN_FILES_MAX)
-                waiting = max((end.under_way for end in machine.ends), default=0)
-                self._measure(name, "unread_bytes", waiting, WINDOW_BYTES)
-                self._measure(name, "disk_bytes", machine.disk.used_bytes(), self.plan.quota_bytes)
-                status = await ask_status(self.cluster, name)
-                if status is not None:
-                    self.cursors.append(cursors_of(self.cluster, name, status))
-
-    def _measure(self, site: str, what: str, value: float, limit: float) -> None:
-        self.measures.append(Measure(self.world.now_us(), site, what, value, limit))
+            self.lookout.look()
 
     def observation(self) -> Observation:
         """What was seen."""
         assert self.nemesis is not None
         return observe(
-            self.cluster, self.nemesis, self.workload, self.settled, self.cursors, self.measures, self.healed_us
+            self.cluster,
+            self.nemesis,
+            self.workload,
+            self.settled,
+            self.lookout.cursors,
+            self.lookout.measures,
+            self.healed_us,
         )
 
 
@@ -152,6 +137,7 @@ def run_seed(
         try:
             world.run(run.main)
             violations += run.nemesis.done.failures if run.nemesis is not None else []
+            violations += _begun_twice(run.cluster.events)
             verdicts = judge(run.observation())
             violations += [f"{each.promise}: {finding}" for each in broken(verdicts) for finding in each.findings]
             if run.settled.converged_us is None:
@@ -171,6 +157,12 @@ def run_seed(
         world.trace.count,
         list(world.trace.tail),
     )
+
+
+def _begun_twice(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A journal that a site begins has a name that no journal ever had."""
+    begun = Counter(event["journal"] for event in events if event["event"] == "journal_created")
+    return [f"P3: journal {journal} was begun {count} times" for journal, count in begun.items() if count > 1]
 
 
 def _first(error: BaseException) -> BaseException:
