@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from claudefs_repl.checkpoint import join
-from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WalCorrupted, WorldError
+from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WorldError
 from claudefs_repl.health import remedy_stamps
 from claudefs_repl.journal import JournalId
 from claudefs_repl.observations import DiskLoss, Tampering
@@ -24,6 +24,8 @@ ALARMS = ("peer_ahead_of_origin", "journal_diverged")
 """After these an operator makes a site anew before it starts again: over a restart it forgets that peers are ahead."""
 ITS_OWN = "this site's journal"
 """In such an alarm it is the site itself that went back, and not a peer."""
+PATIENCE_S = 15.0
+"""So long an operator waits for a site to be made anew before he tries again."""
 RETRY_S = 1.0
 """An operator starts a site that ended by itself again after this."""
 
@@ -123,7 +125,8 @@ class Keeper:
                 if machine.process is None and not keeping.holds and trio.current_time() >= keeping.not_before_s:
                     self._look_at_failure(machine, keeping)
                     if keeping.needs_bootstrap:
-                        await self.bootstrap(name)
+                        # It may wait for an answer of another site, which has to be started for that.
+                        self._nursery.start_soon(self.bootstrap, name)
                     else:
                         self._start(name)
             await trio.sleep(LOOK_S)
@@ -136,14 +139,20 @@ class Keeper:
         self._cluster.world.trace.note("failure", machine.name, type(failure).__name__, failure)
         if isinstance(failure, WorldError) and not isinstance(failure, SyncFailed | DiskFull):
             self.needs_bootstrap(machine.name, is_broken=True)
-        if isinstance(failure, WalCorrupted) and not any(loss.site == machine.name for loss in self.done.disk_losses):
-            self.done.failures.append(f"I6: {machine.name}: nothing has damaged its disk, but {failure}")
+            # A damaged log is not all that this may be: a view may lack what was trimmed.
+            if not any(loss.site == machine.name for loss in self.done.disk_losses):
+                self.done.failures.append(f"I6: {machine.name}: nothing has damaged its disk, but {failure}")
         if not isinstance(failure, ReplError):
             self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
 
     def _start(self, name: str) -> None:
         self._keeping[name].not_before_s = trio.current_time() + RETRY_S
         self._cluster.start(self._nursery, name)
+
+    async def _lose_patience(self, machine: Machine) -> None:
+        """Who waits for a peer that does not come back begins again, and goes on with what was fetched."""
+        await trio.sleep(PATIENCE_S)
+        machine.crash(is_power_loss=False)
 
     async def bootstrap(self, name: str) -> bool:
         """Make a site anew from a peer, without those that are as broken; whether it is. What fails is tried again later.
@@ -197,9 +206,12 @@ class Keeper:
             await machine.stop()
             machine.is_powered = True
             cluster = self._cluster
-            failure = await machine.bootstrap(
-                cluster.plan.cluster, cluster.keys[name], cluster.root, without=sorted({*without} - {name})
-            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._lose_patience, machine)
+                failure = await machine.bootstrap(
+                    cluster.plan.cluster, cluster.keys[name], cluster.root, without=sorted({*without} - {name})
+                )
+                nursery.cancel_scope.cancel()
         finally:
             keeping.holds = max(0, keeping.holds - 1)
             self.done.faults.append(FaultSeen("bootstrap", began_us, self._cluster.world.now_us(), (name,)))
