@@ -103,6 +103,7 @@ def observe(
         disk_losses=nemesis.done.disk_losses,
         tampering=[*nemesis.done.tampering, *_flips(cluster, nemesis)],
         log_damage=list(_damage(cluster, nemesis)),
+        expected_tree=workload.private.expected(but=_bereft(cluster, nemesis)),
     )
 
 
@@ -204,6 +205,12 @@ def _flips(cluster: Cluster, nemesis: Nemesis) -> Iterator[Tampering]:
             tellers = (sender,) if flip.is_first else ()
             what = f"a bit was turned on its way from {sender}"
             yield Tampering(flip.time_us, site, what, told_from_us, told_by_us, tellers)
+
+
+def _bereft(cluster: Cluster, nemesis: Nemesis) -> set[str]:
+    """Sites whose entries may not be anywhere in the end: with a disk that was lost, or put into a file."""
+    aside = {name for name, machine in cluster.machines.items() if read_set_aside(machine.disk)}
+    return aside | {loss.site for loss in nemesis.done.disk_losses}
 
 
 def _attempts(cluster: Cluster, workload: Workload) -> list[Attempt]:

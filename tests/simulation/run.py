@@ -87,7 +87,7 @@ class _Run:
                 nemesis.finish()
                 nemesis.heal()
                 self.healed_us = self.world.now_us()
-                self.settled = await settle(self.cluster, keeper, CONVERGE_S)
+                self.settled = await settle(self.cluster, keeper, CONVERGE_S, self.workload.private.paths)
                 around.cancel_scope.cancel()
             with trio.move_on_after(STOP_S):
                 async with trio.open_nursery() as stopping:
@@ -137,6 +137,7 @@ def run_seed(
         try:
             world.run(run.main)
             violations += run.nemesis.done.failures if run.nemesis is not None else []
+            violations += run.workload.private.failures
             violations += _begun_twice(run.cluster.events)
             verdicts = judge(run.observation())
             violations += [f"{each.promise}: {finding}" for each in broken(verdicts) for finding in each.findings]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from nodes.client import ClientError, SiteClient, SiteUnreachable
 from nodes.snapshots import cursors_from_json
 from tests.simulation.cluster import Cluster
 from tests.simulation.keeper import Keeper
+from tests.simulation.private_files import BYTES_MAX, describe
 
 POLL_S = 0.25
 ANSWER_S = 2.0
@@ -74,8 +75,8 @@ def cursors_of(cluster: Cluster, name: str, status: Mapping[str, Any]) -> Cursor
     )
 
 
-async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
-    """Wait until the sites are level and stay so, for so long; then ask each for its tree, conflicts and the rest.
+async def settle(cluster: Cluster, keeper: Keeper, limit_s: float, read: Collection[str]) -> Settled:
+    """Wait until the sites are level and stay so, for so long; then ask each for its tree, files, conflicts, ...
 
     A write that a client had asked for may come to its end after the first look.
     """
@@ -93,7 +94,7 @@ async def settle(cluster: Cluster, keeper: Keeper, limit_s: float) -> Settled:
         level = reached
         await trio.sleep(POLL_S)
     for name in cluster.machines:
-        await _ask(cluster, name, settled)
+        await _ask(cluster, name, settled, read)
     settled.ended_us = cluster.world.now_us()
     return settled
 
@@ -141,13 +142,13 @@ async def _what_is_missing(
     return "; ".join(missing), reached
 
 
-async def _ask(cluster: Cluster, name: str, settled: Settled) -> None:
+async def _ask(cluster: Cluster, name: str, settled: Settled, read: Collection[str]) -> None:
     with trio.move_on_after(10 * ANSWER_S):
         try:
             async with cluster.connect(name) as client:
                 settled.cursors[name] = cursors_of(cluster, name, await client.call("status", scope="site"))
                 settled.digests[name] = (await client.call("digest", scope="site"))["digest"]
-                settled.trees[name] = await _tree(client)
+                settled.trees[name] = {**await _tree(client), **{path: await _content(client, path) for path in read}}
                 settled.conflicts[name] = await _conflicts(client)
                 settled.dead_letters[name] = (await client.call("dead_letters"))["letters"]
                 kept = [one["id"] for one in settled.conflicts[name] if one["kind"] == "content" and one["is_kept"]]
@@ -167,6 +168,14 @@ async def _tree(client: SiteClient) -> dict[str, str]:
             after = path
         if not page["more"]:
             return tree
+
+
+async def _content(client: SiteClient, path: str) -> str:
+    try:
+        inode = (await client.call("resolve", path=path.encode()))["inode"]
+        return describe(await client.call("read", inode=inode, offset=0, length=2 * BYTES_MAX))
+    except ClientError as error:
+        return error.code
 
 
 async def _conflicts(client: SiteClient) -> list[dict[str, Any]]:

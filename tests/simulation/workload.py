@@ -17,9 +17,12 @@ from nodes.chaos.operation_mix import Chooser, Op, Step, plan_ops
 from nodes.client import ClientError, SiteClient, SiteUnreachable
 from tests.simulation.cluster import Cluster
 from tests.simulation.meetings import attend
+from tests.simulation.private_files import PrivateFiles
 
 STEP_TIMEOUT_S = 3.0
 RECONNECT_S = 0.2
+PRIVATE = 0.1
+"""How often a client works on the file that nobody else has."""
 
 
 class Workload:
@@ -27,11 +30,13 @@ class Workload:
 
     Attributes:
         history: what they saw.
+        private: files of which it is known what they show.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.history = History()
+        self.private = PrivateFiles()
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -63,6 +68,9 @@ class Workload:
             journal = await journal_of(client)
         while True:
             step = await self._next_step(client.name, chooser, rng)
+            if rng.random() < PRIVATE:
+                await self._use_private(client, journal, number, rng)
+                continue
             with trio.fail_after(STEP_TIMEOUT_S):
                 now_ns = self._cluster.world.now_us() * 1000
                 ops = await plan_ops(step, partial(_resolve, client), now_ns)
@@ -77,7 +85,16 @@ class Workload:
         await trio.sleep_until(min(next_s, meeting * plan.meet_s))
         return chooser.next() if next_s < meeting * plan.meet_s else attend(plan.seed, meeting, rng, site)
 
-    async def _submit(self, client: SiteClient, journal: JournalId, number: int, kind: str, ops: list[Op]) -> None:
+    async def _use_private(self, client: SiteClient, journal: JournalId, number: int, rng: random.Random) -> None:
+        ops = self.private.plan(client.name, number, rng, self._cluster.world.now_us() * 1000)
+        outcome = Outcome.UNKNOWN
+        try:
+            with trio.fail_after(STEP_TIMEOUT_S):
+                outcome = await self._submit(client, journal, number, "private", ops)
+        finally:
+            self.private.note(client.name, number, ops, outcome)
+
+    async def _submit(self, client: SiteClient, journal: JournalId, number: int, kind: str, ops: list[Op]) -> Outcome:
         """Ask for a write, and remember how it ended, whatever happens meanwhile."""
         world = self._cluster.world
         began_us = world.now_us()
@@ -96,6 +113,7 @@ class Workload:
             attempt = Attempt(client.name, number, began_us, world.now_us(), kind, outcome, code, entries)
             self.history.attempts.append(attempt)
             world.trace.note("answer", client.name, number, kind, outcome.value, code or "", len(entries))
+        return outcome
 
 
 async def journal_of(client: SiteClient) -> JournalId:
