@@ -109,6 +109,7 @@ class SimDisk:
     Attributes:
         slow: how many times slower than usual it is.
         quota_bytes: what fits on it.
+        is_copy_on_write: whether writing over what is there takes room as well.
         failing_syncs: so many of the next syncs fail.
         syncs, operations: how many there were.
         crash: called when a planned crash is due.
@@ -122,6 +123,7 @@ class SimDisk:
         self._changes: list[NameChange] = []
         self._write_s, self._sync_s = write_s, sync_s
         self.slow = 1.0
+        self.is_copy_on_write = False
         self.quota_bytes = quota_bytes
         self.failing_syncs = 0
         self.syncs = 0

@@ -11,7 +11,7 @@ from claudefs_repl.checkpoint import join
 from claudefs_repl.error import DiskFull, ReplError, SyncFailed, WorldError
 from claudefs_repl.health import remedy_stamps
 from claudefs_repl.journal import JournalId
-from claudefs_repl.observations import DiskLoss, Tampering
+from claudefs_repl.observations import DiskLoss, Measure, Tampering
 from claudefs_repl.observations import Fault as FaultSeen
 from nodes.client import SiteUnreachable
 from nodes.recovery import IDENTITY_FILE
@@ -61,6 +61,8 @@ class Done:
     tampering: list[Tampering] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     bootstraps: list[str] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    planted: int = 0
 
 
 class Keeper:

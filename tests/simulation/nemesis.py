@@ -8,16 +8,25 @@ from typing import Any
 import trio
 
 from claudefs_repl.observations import Fault as FaultSeen
+from claudefs_repl.observations import Measure, Tampering
 from nodes.recovery import IDENTITY_FILE
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SyncCrash
+from tests.simulation.enemies import plant_unknown, play_trick
 from tests.simulation.keeper import Keeper
 from tests.simulation.logs import proven_bytes
+from tests.simulation.machine import Machine
 from tests.simulation.plan import make_rings
+from tests.simulation.rogue import AGAIN, NACKS, Trick
 from tests.simulation.schedule import Fault
-from tests.simulation.stranger import play_tricks, run_stranger
+from tests.simulation.stranger import impersonate, machine_of_strangers, run_stranger
 
-ENDING = ("kill", "power_loss", "power_loss_all", "wipe", "old_copy", "sync_error", "other_key", "bit_rot", "rogue")
+ENDING = (
+    *("kill", "power_loss", "power_loss_all", "kill_then_power_loss", "wipe", "old_copy", "sync_error", "other_key"),
+    *("bit_rot", "rogue", "plant"),
+)
+STRANGER_PAUSE_S = 0.025
+FLOOD_PAUSE_S = 0.004
 PARTITIONS = ("partition", "partition_one_way")
 PLANNED_US = 20_000_000
 
@@ -86,7 +95,7 @@ class Nemesis:
             disk = machine.disk
             disk.slow, disk.failing_syncs, disk.crash_at_operation = 1.0, 0, None
             disk.sync_crashes.clear()
-            disk.quota_bytes = self._cluster.plan.quota_bytes
+            disk.quota_bytes, disk.is_copy_on_write = self._cluster.plan.quota_bytes, False
         for name, right in self._right_keys.items():
             if self._cluster.keys[name] is not right:
                 self._cluster.keys[name] = right
@@ -115,6 +124,17 @@ class Nemesis:
         return await self._down([site], down_s, is_power_loss=False)
 
     async def _power_loss(self, site: str, down_s: float) -> dict[str, Any]:
+        return await self._down([site], down_s, is_power_loss=True)
+
+    async def _kill_then_power_loss(self, site: str, factor: float, between_s: float, down_s: float) -> dict[str, Any]:
+        """Killed in the middle of a sync, started, and without power before much was synced again."""
+        machine = self._cluster.machines[site]
+        machine.disk.slow = factor
+        await trio.sleep(between_s)
+        machine.disk.slow = 1.0
+        self.keeper.start_after(site, 0.0)
+        machine.crash(is_power_loss=False)
+        await trio.sleep(between_s)
         return await self._down([site], down_s, is_power_loss=True)
 
     async def _power_loss_all(self, down_s: float) -> dict[str, Any]:
@@ -156,11 +176,11 @@ class Nemesis:
         await trio.sleep(down_s)
         return {"ends_process": True}
 
-    async def _full_disk(self, site: str, for_s: float) -> dict[str, Any]:
+    async def _full_disk(self, site: str, is_copy_on_write: bool, for_s: float) -> dict[str, Any]:
         disk = self._cluster.machines[site].disk
-        disk.quota_bytes = disk.used_bytes()
+        disk.quota_bytes, disk.is_copy_on_write = disk.used_bytes(), is_copy_on_write
         await trio.sleep(for_s)
-        disk.quota_bytes = self._cluster.plan.quota_bytes
+        disk.quota_bytes, disk.is_copy_on_write = self._cluster.plan.quota_bytes, False
         return {}
 
     async def _bit_rot(self, site: str, down_s: float) -> dict[str, Any]:
@@ -179,14 +199,15 @@ class Nemesis:
         self.keeper.release(site)
         return {"ends_process": True}
 
-    async def _wipe(self, site: str, down_s: float) -> dict[str, Any]:
+    async def _wipe(self, site: str, down_s: float, is_made_anew: bool) -> dict[str, Any]:
         machine = self._cluster.machines[site]
         self.keeper.hold(site)
         machine.crash(is_power_loss=True)
         had_begun = IDENTITY_FILE in machine.disk.files
         self.keeper.note_loss(site)
         machine.disk.wipe()
-        if had_begun:
+        # Without it the site begins another journal, and its peers send it what they hold.
+        if had_begun and is_made_anew:
             self.keeper.needs_bootstrap(site, is_broken=True)
         await trio.sleep(down_s)
         self.keeper.release(site)
@@ -284,23 +305,66 @@ class Nemesis:
         await trio.lowlevel.checkpoint()
         return {}
 
+    # --- enemies
+
     async def _stranger(self, site: str, attempts: int, manner: str) -> dict[str, Any]:
-        self.done.tampering += await run_stranger(self._cluster, self._cluster.machines[site], attempts, manner)
+        await self._hammer(machine_of_strangers(self._cluster), site, attempts, manner, STRANGER_PAUSE_S)
+        return {}
+
+    async def _flood(self, site: str, attempts: int) -> dict[str, Any]:
+        await self._hammer(machine_of_strangers(self._cluster), site, attempts, "silent", FLOOD_PAUSE_S)
+        return {}
+
+    async def _flood_of_peer(self, a: str, b: str, attempts: int) -> dict[str, Any]:
+        """Another program on a peer's machine floods a site; the peer itself must be let in afterwards."""
+        await self._hammer(self._cluster.machines[a], b, attempts, "silent", FLOOD_PAUSE_S)
+        return await self._reset(a, b, 0.0)
+
+    async def _hammer(self, source: Machine, site: str, attempts: int, manner: str, pause_s: float) -> None:
+        machine, limit = self._cluster.machines[site], self._cluster.plan.cluster.rate_limit
+        lives = machine.lives
+        admitted, heard = await run_stranger(self._cluster, source, machine, attempts, manner, pause_s)
+        self.done.tampering += heard
+        # A site that was started meanwhile has begun to count anew, as it does for whoever proves to be a peer.
+        if machine.lives == lives and source.name not in self._cluster.machines:
+            now_us, most = self._cluster.world.now_us(), limit.max_auth_attempts_per_minute
+            self.done.measures.append(Measure(now_us, site, "attempts_admitted_within_a_minute", admitted, most))
+
+    async def _impostor(self, site: str, named: str) -> dict[str, Any]:
+        machines = self._cluster.machines
+        wrong = await impersonate(self._cluster, machines[site], named, self._right_keys[named])
+        self.done.failures += [] if wrong is None else [f"P6: {site}: {wrong}"]
         return {}
 
     async def _rogue(self, site: str, peer: str) -> dict[str, Any]:
         """Somebody with the site's keys takes its place while it is down; what is answered wrongly is a violation."""
         self.keeper.hold(site)
+        machine, target = self._cluster.machines[site], self._cluster.machines[peer]
+        machine.crash(is_power_loss=False)
+        for trick in Trick:
+            lives, is_disturbed, began_us = target.lives, self._is_disturbed(site, peer), self._cluster.world.now_us()
+            is_played, wrong = await play_trick(self._cluster, site, peer, self._right_keys[site], trick)
+            # A link that something else disturbs, or a peer that began anew, may leave any answer out.
+            is_disturbed |= self._is_disturbed(site, peer) or target.lives != lives
+            if wrong is not None and ("taken" in wrong or not is_disturbed):
+                self.done.failures.append(f"P6: {peer}: {wrong}")
+            if is_played and not is_disturbed and trick not in (*NACKS, *AGAIN):
+                told_by_us = self._cluster.world.now_us()
+                self.done.tampering.append(Tampering(began_us, peer, f"a rogue: {trick.value}", began_us, told_by_us))
+        self.keeper.release(site)
+        return {"ends_process": True}
+
+    def _is_disturbed(self, a: str, b: str) -> bool:
+        paths = self._paths(a, b)
+        return len(self._under_way) > 1 or any(
+            path.is_cut or path.is_refusing or path.flips or path.cut_after_bytes is not None for path in paths
+        )
+
+    async def _plant(self, site: str) -> dict[str, Any]:
+        """While a site is down, an entry of a later version comes into its journal: every site must put it aside."""
+        self.keeper.hold(site)
         self._cluster.machines[site].crash(is_power_loss=False)
-        lives, paths = self._cluster.machines[peer].lives, self._paths(site, peer)
-        wrong, played = await play_tricks(self._cluster, site, peer, self._right_keys[site])
-        # A link that something else disturbs, or a peer that began anew, may leave any answer out.
-        is_disturbed = any(p.is_cut or p.is_refusing or p.flips or p.cut_after_bytes is not None for p in paths)
-        if is_disturbed or len(self._under_way) > 1 or self._cluster.machines[peer].lives != lives:
-            wrong = [what for what in wrong if "taken" in what]
-        else:
-            self.done.tampering += played
-        self.done.failures += [f"P6: {peer}: {what}" for what in wrong]
+        self.done.planted += await plant_unknown(self._cluster, site)
         self.keeper.release(site)
         return {"ends_process": True}
 

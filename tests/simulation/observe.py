@@ -104,6 +104,7 @@ def observe(
         tampering=[*nemesis.done.tampering, *_flips(cluster, nemesis)],
         log_damage=list(_damage(cluster, nemesis)),
         expected_tree=workload.private.expected(but=_bereft(cluster, nemesis)),
+        dead_letters_planted=nemesis.done.planted,
     )
 
 

@@ -91,13 +91,13 @@ def draw_plan(seed: int) -> Plan:
         keys_dir=Path("/keys"),
         sites=sites,
         journal=JournalConfig(
-            segment_bytes=rng.choice((64, 128, 256)) * KIB,
+            segment_bytes=rng.choice((16, 16, 64)) * KIB,
             retention_max_bytes=rng.choice((64, 256)) * KIB * KIB,
-            snapshot_every_bytes=rng.choice((128, 512, 4096)) * KIB,
+            snapshot_every_bytes=rng.choice((24, 64, 512)) * KIB,
             reserve_bytes=64 * KIB,
         ),
         replication=ReplicationConfig(
-            batch_bytes_max=rng.choice((4, 16, 64, 1024)) * KIB,
+            batch_bytes_max=rng.choice((1, 4, 64, 1024)) * KIB,
             window_batches=rng.choice((1, 2, 8, 64)),
             window_bytes=rng.choice((64, 1024, 8192)) * KIB,
             applier_share=rng.choice((0.2, 0.5)),
@@ -106,7 +106,7 @@ def draw_plan(seed: int) -> Plan:
             handshake_timeout_s=rng.choice((2.0, 5.0)),
             idle_timeout_s=rng.choice((3.0, 6.0)),
             drain_deadline_s=rng.choice((0.5, 2.0)),
-            compaction=rng.choice(("off", "throttled", "on")),
+            compaction=rng.choice(("off", "throttled", "on", "on")),
         ),
         failover=FailoverConfig(
             failure_threshold=rng.choice((1, 2, 3)),
@@ -115,7 +115,7 @@ def draw_plan(seed: int) -> Plan:
         ),
         startup=StartupConfig(startup_wait_s=rng.choice((1.0, 3.0))),
         rate_limit=RateLimitConfig(
-            max_auth_attempts_per_minute=rng.choice((60, 240)),
+            max_auth_attempts_per_minute=rng.choice((60, 60, 240)),
             max_batches_per_second=rng.choice((50, 1000)),
             max_global_bytes_per_second=rate,
             lockout_duration_secs=rng.choice((2, 5)),
@@ -127,7 +127,7 @@ def draw_plan(seed: int) -> Plan:
     return Plan(
         seed=seed,
         cluster=cluster,
-        clients=rng.choice((1, 1, 2)),
+        clients=rng.choice((1, 1, 1, 2, 3)),
         pause_s=rng.choice((0.2, 0.4, 0.8)),
         meet_s=rng.choice((0.7, 1.5, 5.0)),
         mix={kind: weight * rng.choice((0.2, 1.0, 1.0, 5.0)) for kind, weight in OPERATIONS.items()},

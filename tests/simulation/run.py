@@ -112,7 +112,7 @@ class _Run:
             self.workload,
             self.settled,
             self.lookout.cursors,
-            self.lookout.measures,
+            self.lookout.measures + self.nemesis.done.measures,
             self.healed_us,
         )
 

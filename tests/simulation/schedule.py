@@ -10,18 +10,18 @@ from typing import Any
 
 from tests.simulation.plan import Plan
 
-FAULTS_MAX = 9
+FAULTS_MAX = 10
 FIRST_S = 2.0
 """Sites have met and clients work by then."""
 LAST_S = 2.0
 """Before the end of the run."""
 WEIGHTS: Mapping[str, float] = {
-    "kill": 3,
-    "power_loss": 3,
+    "kill": 2,
+    "power_loss": 2.5,
     "power_loss_all": 1.5,
-    "crash_at_operation": 3,
+    "crash_at_operation": 2,
     "crash_at_segment": 2,
-    "crash_at_sync": 3,
+    "crash_at_sync": 6,
     "slow_disk": 1,
     "sync_error": 1,
     "full_disk": 2.5,
@@ -42,10 +42,17 @@ WEIGHTS: Mapping[str, float] = {
     "wipe": 0.7,
     "old_copy": 1.5,
     "other_key": 0.5,
-    "stranger": 1.2,
-    "rogue": 1,
+    "kill_then_power_loss": 2,
+    "stranger": 1,
+    "flood": 0.7,
+    "flood_of_peer": 0.7,
+    "impostor": 0.5,
+    "rogue": 1.5,
+    "plant": 0.5,
 }
 """Every kind of fault, and how often it is drawn where a seed allows it."""
+LOSSES = ("wipe", "old_copy", "bit_rot")
+"""With these, what was planted may not be anywhere in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ def draw_schedule(plan: Plan) -> list[Fault]:
     """The faults of a seed: some kinds of all, so that seeds differ in what they mix."""
     rng = random.Random(f"{plan.seed}/schedule")
     kinds = [kind for kind in WEIGHTS if rng.random() < 0.4]
+    if any(kind in LOSSES for kind in kinds):
+        kinds = [kind for kind in kinds if kind != "plant"]
     if not kinds:
         return []
     weights = [WEIGHTS[kind] for kind in kinds]
@@ -91,8 +100,13 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
     for_s = round(rng.choice((rng.uniform(0.1, 1.0), rng.uniform(1.0, 6.0))), 3)
     drift_s = plan.cluster.replication.max_clock_drift_s
     match kind:
-        case "kill" | "power_loss" | "sync_error" | "bit_rot" | "wipe":
+        case "kill" | "power_loss" | "sync_error" | "bit_rot":
             return {"site": site, "down_s": for_s}
+        case "wipe":
+            return {"site": site, "down_s": for_s, "is_made_anew": rng.random() < 0.6}
+        case "kill_then_power_loss":
+            between_s = round(rng.uniform(0.05, 0.7), 3)
+            return {"site": site, "factor": rng.choice((1, 10, 50)), "between_s": between_s, "down_s": for_s}
         case "power_loss_all":
             return {"down_s": for_s}
         case "crash_at_operation":
@@ -106,7 +120,8 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
             return {"site": site, "factor": rng.choice((10, 50, 200)), "for_s": for_s}
         case "full_disk":
             # Long enough that a peer finds that nothing moves, or short.
-            return {"site": site, "for_s": rng.choice((for_s, plan.run_s, plan.run_s))}
+            for_s = rng.choice((for_s, plan.run_s, plan.run_s))
+            return {"site": site, "is_copy_on_write": rng.random() < 0.5, "for_s": for_s}
         case "pause" | "other_key":
             return {"site": site, "for_s": for_s}
         case "refuse" | "partition" | "partition_one_way" | "half_open" | "reset":
@@ -130,6 +145,14 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
             return {"site": site, "age_s": round(rng.uniform(0.5, 5.0), 3), "down_s": for_s}
         case "rogue":
             return {"site": a, "peer": b}
+        case "impostor":
+            return {"site": a, "named": b}
+        case "plant":
+            return {"site": site}
+        case "flood":
+            return {"site": site, "attempts": rng.randint(120, 300)}
+        case "flood_of_peer":
+            return {"a": a, "b": b, "attempts": rng.randint(10, 100)}
         case "stranger":
             return {"site": site, "attempts": rng.randint(5, 80), "manner": rng.choice(("silent", "noise", "hang_up"))}
     raise AssertionError(kind)

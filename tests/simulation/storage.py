@@ -198,7 +198,12 @@ class SimFile:
         """As `File.write`: once begun it is not given up, but by a crash."""
         assert self._is_open
         await self._storage.turn("write", self._path)
-        self._content.write(offset, join(buffers))
+        data = join(buffers)
+        disk = self._storage.disk
+        if disk.is_copy_on_write and disk.used_bytes() + len(data) > disk.quota_bytes:
+            self._content.write(offset, data[: disk.rng.randrange(len(data) + 1)])
+            raise DiskFull(f"{self._path}: No space left on device")
+        self._content.write(offset, data)
         if sync:
             await self._storage.sync_point(self._path, self._content, None)
 

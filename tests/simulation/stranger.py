@@ -1,52 +1,59 @@
-"""Somebody without a key who hammers a site's port, and somebody with a site's keys who breaks the rules."""
+"""Somebody without a key who hammers a site's port, also from a peer's own address, or says that he is a peer."""
 
 from __future__ import annotations
 
-import json
-
 import trio
 
-from claudefs_repl.error import PeerRefused
 from claudefs_repl.journal import Incarnation
 from claudefs_repl.observations import Tampering
-from nodes.link import LINK_ERRORS
 from nodes.listener import TOLD_EVERY_S
-from nodes.recovery import IDENTITY_FILE
-from protocol.handshake import LocalIdentity
+from protocol.frames import FRAME_BYTES_MAX, FrameCutter, plain_frame
+from protocol.handshake import DialerHandshake, LocalIdentity, Role
+from protocol.handshake_layout import NONCE_BYTES, PROOF_BYTES, Kind, Reader, make_body
 from protocol.keys import KeyRing
 from tests.simulation.clocks import SimWallClock
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import SimDisk
 from tests.simulation.machine import Machine
 from tests.simulation.processes import PROCESS, Process
-from tests.simulation.rogue import AGAIN, NACKS, Trick, play
 
 ADDRESS = "10.9.9.9"
 HOLD_S = 3.0
+SLACK_S = 1.0
+READ_BYTES = 1000
+FOREIGN_BYTES_MAX = 300
 
 
-async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner: str) -> list[Tampering]:
-    """Connect again and again: and be silent, talk nonsense, or hang up at once; the nonsense that was answered."""
+async def run_stranger(
+    cluster: Cluster, source: Machine, target: Machine, attempts: int, manner: str, pause_s: float
+) -> tuple[int, list[Tampering]]:
+    """Connect again and again, and be silent, talk nonsense, or hang up at once.
+
+    Whoever is turned away is told why; whom a site was ready to shake hands with it lets wait, and closes without a word.
+
+    Returns:
+        how often he was heard out, and the nonsense that was answered.
+    """
     world = cluster.world
-    machine = cluster.network.machines.get(ADDRESS)
-    if machine is None:
-        disk = SimDisk(world.rng("disk stranger"), write_s=0.0, sync_s=0.0, quota_bytes=0)
-        machine = Machine(world, cluster.network, ADDRESS, "stranger", disk, SimWallClock(world, offset_s=0.0))
-    rng = world.rng("stranger")
+    rng = cluster.world.rng(f"stranger {source.name} {target.name}")
     port = cluster.plan.cluster.site(target.name).port
+    hold_s = cluster.plan.cluster.replication.handshake_timeout_s + SLACK_S
+    admitted = 0
     heard: list[Tampering] = []
 
     async def attempt() -> None:
-        PROCESS.set(Process(machine, "stranger"))
-        with trio.move_on_after(HOLD_S):
+        nonlocal admitted
+        PROCESS.set(Process(source, "stranger"))
+        with trio.move_on_after(hold_s):
             began_us = world.now_us()
             try:
                 stream = await trio.open_tcp_stream(target.address, port)
                 async with stream:
                     if manner == "noise":
-                        await stream.send_all(rng.randbytes(rng.randint(1, 300)))
+                        await stream.send_all(rng.randbytes(rng.randint(1, FOREIGN_BYTES_MAX)))
                     if manner != "hang_up":
-                        await stream.receive_some(1000)
+                        told = await stream.receive_some(READ_BYTES)
+                        admitted += not told
                     if manner == "noise":
                         told_from_us = began_us - round(1e6 * TOLD_EVERY_S)
                         heard.append(
@@ -57,48 +64,54 @@ async def run_stranger(cluster: Cluster, target: Machine, attempts: int, manner:
 
     async with trio.open_nursery() as nursery:
         for _ in range(attempts):
-            nursery.start_soon(attempt)
-            await trio.sleep(rng.uniform(0.0, 0.05))
-    return heard
+            if source.is_powered:
+                nursery.start_soon(attempt)
+            await trio.sleep(rng.uniform(0.0, 2 * pause_s))
+    return admitted, heard
 
 
-async def play_tricks(cluster: Cluster, site: str, peer: str, keys: KeyRing) -> tuple[list[str], list[Tampering]]:
-    """In the place of a site that is down, break the rules of a conduit one by one.
+def machine_of_strangers(cluster: Cluster) -> Machine:
+    """The machine that is no site's."""
+    found = cluster.network.machines.get(ADDRESS)
+    if found is not None:
+        return found
+    disk = SimDisk(cluster.world.rng("disk stranger"), write_s=0.0, sync_s=0.0, quota_bytes=0)
+    clock = SimWallClock(cluster.world, offset_s=0.0)
+    return Machine(cluster.world, cluster.network, ADDRESS, "stranger", disk, clock)
 
-    Returns:
-        what was answered wrongly, and those tricks that were played and must be told.
-    """
-    machine, plan = cluster.machines[site], cluster.plan.cluster
-    content = machine.disk.files.get(IDENTITY_FILE)
-    if content is None:
-        return [], []
-    known = json.loads(bytes(content.live))
-    own = plan.site(site)
-    identity = LocalIdentity(plan.cluster_id, plan.shards, own.site_id, Incarnation(int(known["incarnation"], 16)))
-    token = PROCESS.set(Process(machine, f"rogue.{site}"))
-    wrong: list[str] = []
-    played: list[Tampering] = []
+
+async def _frame(stream: trio.SocketStream) -> bytes:
+    """The next frame, without its length; nothing if none comes."""
+    cutter = FrameCutter(bytes_max=FRAME_BYTES_MAX)
+    while (frame := cutter.next_frame()) is None:
+        data = await stream.receive_some(READ_BYTES)
+        if not data:
+            return b""
+        cutter.feed(data)
+    return frame
+
+
+async def impersonate(cluster: Cluster, target: Machine, named: str, keys: KeyRing) -> str | None:
+    """Say to be a site and prove it with nothing; what was wrong about what came of it, None if nothing was."""
+    plan, rng = cluster.plan.cluster, cluster.world.rng(f"impostor {target.name}")
+    own, peer = plan.site(named), plan.site(target.name)
+    identity = LocalIdentity(plan.cluster_id, plan.shards, own.site_id, Incarnation(rng.getrandbits(64)))
+    hello = DialerHandshake(
+        identity, peer=peer.site_id, role=Role.CONDUIT, keys=keys, nonce=rng.randbytes(NONCE_BYTES)
+    ).hello()
+    proof = plain_frame(make_body(Kind.PROOF, rng.randbytes(PROOF_BYTES)))
+    token = PROCESS.set(Process(machine_of_strangers(cluster), "impostor"))
+    told = b""
     try:
-        for trick in Trick:
-            began_us = cluster.world.now_us()
-            try:
-                what = await play(
-                    trick,
-                    identity=identity,
-                    keys=keys,
-                    local_address=own.address,
-                    peer=plan.site(peer),
-                    now_us=cluster.world.now_us(),
-                    entropy=cluster.world.rng(f"rogue {trick.name}").randbytes,
-                )
-            except (*LINK_ERRORS, PeerRefused) as error:
-                cluster.world.trace.note("no_trick", trick.name, type(error).__name__)
-                continue
-            if trick not in NACKS and trick not in AGAIN:
-                told_by_us = cluster.world.now_us()
-                played.append(Tampering(began_us, peer, f"a rogue: {trick.value}", began_us, told_by_us))
-            cluster.world.trace.note("trick", trick.name, what)
-            wrong += [] if what is None else [what]
+        with trio.move_on_after(HOLD_S):
+            async with await trio.open_tcp_stream(peer.address, peer.port) as stream:
+                await stream.send_all(hello)
+                answer = await _frame(stream)
+                if answer and Reader(answer).kind() is Kind.ANSWER:
+                    await stream.send_all(proof)
+                    told = await _frame(stream)
+    except (OSError, trio.BrokenResourceError):
+        return None
     finally:
         PROCESS.reset(token)
-    return wrong, played
+    return f"who said that he was {named}, and had not its key, was told {len(told)} bytes" if told else None
