@@ -28,14 +28,14 @@ def _interrupt(*_: object) -> None:
     raise SeedHangs(f"no end after {SEED_CPU_S_MAX:.0f} s of processor time")
 
 
-def hunt(modules: str, first: int, count: int) -> Iterator[dict[str, Any]]:
-    """Run seeds, one after another and each in every simulation, up to the first that finds something."""
-    runs = [importlib.import_module(module).run_seed for module in modules.split(",")]
+def hunt(module: str, first: int, count: int) -> Iterator[dict[str, Any]]:
+    """Run seeds, one after another, up to the first that finds something."""
+    run_seed = importlib.import_module(module).run_seed
     signal.signal(signal.SIGVTALRM, _interrupt)
     for seed in range(first, first + count):
         signal.setitimer(signal.ITIMER_VIRTUAL, SEED_CPU_S_MAX)
         try:
-            violations = next(filter(None, (list(map(str, run_seed(seed).violations)) for run_seed in runs)), [])
+            violations = list(map(str, run_seed(seed).violations))
         except (SeedHangs, Exception) as error:
             violations = [f"{type(error).__name__}: {error}"]
         finally:
@@ -46,11 +46,11 @@ def hunt(modules: str, first: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """`hunt MODULES FIRST COUNT`, with commas between modules."""
-    modules, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    """`hunt MODULE FIRST COUNT`."""
+    module, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     here = Path.cwd()
     assert Path(nodes.__file__).is_relative_to(here), f"{nodes.__file__} is not the copy in {here}"
-    for line in hunt(modules, first, count):
+    for line in hunt(module, first, count):
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 

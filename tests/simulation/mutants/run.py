@@ -1,5 +1,6 @@
 """`make mutants`: plants each known bug in a copy and counts the seeds until the simulation notices it.
 
+Several mutants are tried at a time, each in a process of its own; they are told in the order of the table.
 The unmutated code goes first: what it violates itself proves nothing about a mutant. The exit status is 0 if every mutant
 was caught, 1 if one survived, 2 if the unmutated code did not pass.
 """
@@ -7,13 +8,15 @@ was caught, 1 if one survived, 2 if the unmutated code did not pass.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,8 +27,7 @@ from tests.simulation.mutants.table import MUTANTS, Mutant
 SEEDS_MAX = 200
 CLEAN_SEEDS = 20
 """Of the unmutated code: more than most mutants need."""
-SIMULATIONS = "tests.simulation.run,tests.simulation.pocket.run"
-"""Whole clusters with every fault, and the pocket cluster with forgers and files of which it is known what they show."""
+SIMULATION = "tests.simulation.run"
 STORY_CHARS = 240
 
 
@@ -52,7 +54,7 @@ def try_mutant(
     *,
     first: int = 1,
     seeds_max: int = SEEDS_MAX,
-    modules: str = SIMULATIONS,
+    module: str = SIMULATION,
     extra: Callable[[Path], None] = lambda directory: None,
 ) -> Catch:
     """Run seeds over a copy with a mutant's bug, or without any, until one finds something.
@@ -61,7 +63,7 @@ def try_mutant(
         mutant: None for the code as it is.
         first: the first seed.
         seeds_max: how many are tried.
-        modules: with commas between them; each has `run_seed(seed)`, which returns something with `violations`.
+        module: it has `run_seed(seed)`, which returns something with `violations`.
         extra: puts more into the copy.
     """
     seeds, story = 0, ""
@@ -69,7 +71,7 @@ def try_mutant(
         directory = Path(name)
         plant(mutant, directory)
         extra(directory)
-        command = [sys.executable, "-m", "tests.simulation.mutants.hunt", modules, str(first), str(seeds_max)]
+        command = [sys.executable, "-m", "tests.simulation.mutants.hunt", module, str(first), str(seeds_max)]
         environment = {**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"}
         with subprocess.Popen(
             command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -92,6 +94,21 @@ def try_mutant(
     return Catch(known.name, known.promise, known.breaks, seeds, is_caught, " ".join(story.split())[:STORY_CHARS])
 
 
+def try_all(mutants: Sequence[Mutant], processes: int, *, first: int, seeds_max: int) -> Iterator[Catch]:
+    """Try mutants, so many at a time; what became of them comes in their order."""
+    try_one = partial(try_mutant, first=first, seeds_max=seeds_max)
+    if processes <= 1:
+        yield from map(try_one, mutants)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_end_in_order) as pool:
+        yield from pool.imap(try_one, mutants)
+
+
+def _end_in_order() -> None:
+    """A campaign that is stopped takes the hunts and their copies with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def _line(catch: Catch) -> str:
     outcome = f"{catch.seeds:4d} seeds" if catch.is_caught else f"SURVIVED {catch.seeds} seeds"
     return f"{catch.name:26s} {outcome:18s} {catch.promise:4s} {catch.story or catch.breaks}"
@@ -101,10 +118,13 @@ def _line(catch: Catch) -> str:
 @click.option("--seeds", "seeds_max", default=SEEDS_MAX, show_default=True, help="The most that each mutant is given.")
 @click.option("--first", default=1, show_default=True, help="The first seed.")
 @click.option("--only", multiple=True, help="The name of a mutant; may be given again.")
+@click.option("--processes", default=min(2, os.cpu_count() or 1), show_default=True, help="Mutants at a time.")
 @click.option("--clean", default=CLEAN_SEEDS, show_default=True, help="Seeds of the unmutated code, 0 for none.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end.")
 @click.option("--list", "as_list", is_flag=True, help="List the mutants, run nothing.")
-def main(seeds_max: int, first: int, only: Sequence[str], clean: int, as_json: bool, as_list: bool) -> None:
+def main(
+    seeds_max: int, first: int, only: Sequence[str], processes: int, clean: int, as_json: bool, as_list: bool
+) -> None:
     """Plant known bugs one by one, and tell how many seeds the simulation needed to notice each."""
     unknown = sorted(set(only) - {mutant.name for mutant in MUTANTS})
     if unknown:
@@ -120,9 +140,9 @@ def main(seeds_max: int, first: int, only: Sequence[str], clean: int, as_json: b
         if unmutated.story:
             sys.exit(2)
     catches = []
-    for mutant in chosen:
-        catches.append(try_mutant(mutant, first=first, seeds_max=seeds_max))
-        click.echo(_line(catches[-1]), err=as_json)
+    for catch in try_all(chosen, processes, first=first, seeds_max=seeds_max):
+        catches.append(catch)
+        click.echo(_line(catch), err=as_json)
     survivors = [catch.name for catch in catches if not catch.is_caught]
     if as_json:
         click.echo(json.dumps({"mutants": [asdict(catch) for catch in catches], "survivors": survivors}, indent=1))
@@ -133,6 +153,5 @@ def main(seeds_max: int, first: int, only: Sequence[str], clean: int, as_json: b
 
 
 if __name__ == "__main__":
-    # A campaign that is stopped takes the hunt and its copy with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _end_in_order()
     main()

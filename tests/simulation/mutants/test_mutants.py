@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from claudefs_repl.promises import CHECKERS
 from tests.simulation.mutants import run
 from tests.simulation.mutants.plant import ROOT, mutated, occurrences, plant
-from tests.simulation.mutants.run import try_mutant
+from tests.simulation.mutants.run import try_all, try_mutant
 from tests.simulation.mutants.table import MUTANTS
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
@@ -75,21 +75,27 @@ def test_a_mutant_is_planted_in_a_copy_and_nowhere_else(tmp_path):
 
 def test_a_bug_is_caught_by_the_first_seed_that_shows_it_and_no_bug_is_not():
     """The number of seeds is told, and the unmutated code passes all of them."""
-    caught = try_mutant(BY_NAME["clock-goes-back"], seeds_max=9, modules="toy", extra=add_toy)
+    caught = try_mutant(BY_NAME["clock-goes-back"], seeds_max=9, module="toy", extra=add_toy)
     assert (caught.is_caught, caught.seeds) == (True, 3)
     assert "stamps go back" in caught.story
-    clean = try_mutant(None, seeds_max=9, modules="toy", extra=add_toy)
+    clean = try_mutant(None, seeds_max=9, module="toy", extra=add_toy)
     assert (clean.is_caught, clean.seeds) == (False, 9)
 
 
 def test_the_simulation_catches_a_bug_within_a_few_seeds():
     """An answer that comes before its sync is found in seconds, by what sites and clients show outside."""
-    assert try_mutant(BY_NAME["ack-before-sync"], seeds_max=6, modules="tests.simulation.run").is_caught
+    assert try_mutant(BY_NAME["ack-before-sync"], seeds_max=6).is_caught
+
+
+def test_mutants_that_are_tried_at_the_same_time_are_told_in_their_order():
+    """Each has a process of its own; whichever ends first, the table's order is kept."""
+    mutants = [BY_NAME["wake-up-lost"], BY_NAME["undurable-sent"]]
+    assert [catch.name for catch in try_all(mutants, 2, first=1, seeds_max=1)] == ["wake-up-lost", "undurable-sent"]
 
 
 def test_a_simulation_that_does_not_run_has_caught_nothing():
     """A run that raises has told of no violation: the mutant counts as a survivor, with the reason."""
-    catch = try_mutant(None, seeds_max=1, modules="no_such_module")
+    catch = try_mutant(None, seeds_max=1, module="no_such_module")
     assert not catch.is_caught
     assert "no_such_module" in catch.story
 
@@ -97,10 +103,11 @@ def test_a_simulation_that_does_not_run_has_caught_nothing():
 def test_a_survivor_fails_the_campaign(monkeypatch):
     """The exit status is 1 if a mutant survived, and the survivors are named."""
     monkeypatch.setattr(run, "try_mutant", _catch_all_but("tag-unchecked"))
-    result = CliRunner().invoke(run.main, ["--json", "--only", "tag-unchecked", "--only", "mine-wins"])
+    alone = ["--processes", "1"]
+    result = CliRunner().invoke(run.main, [*alone, "--json", "--only", "tag-unchecked", "--only", "mine-wins"])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["survivors"] == ["tag-unchecked"]
-    assert CliRunner().invoke(run.main, ["--only", "mine-wins"]).exit_code == 0
+    assert CliRunner().invoke(run.main, [*alone, "--only", "mine-wins"]).exit_code == 0
 
 
 def test_nothing_is_said_of_mutants_if_the_code_as_it_is_fails(monkeypatch):
