@@ -215,14 +215,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "wake-up-lost",
-        "nodes/wakeup.py",
-        """        await self._event.wait()
-        self._event = trio.Event()
+        "nodes/journals.py",
+        """            await log.append(new)
+        self.replica_grew.notify()
 """,
-        """        self._event = trio.Event()
-        await self._event.wait()
+        """            self.replica_grew.notify()
+            await log.append(new)
 """,
-        "who is notified before it waits sleeps on",
+        "the applier is woken before there is anything to apply, and sleeps on when there is",
         "I9",
     ),
     Mutant(
