@@ -103,7 +103,7 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
         case "kill" | "power_loss" | "sync_error" | "bit_rot":
             return {"site": site, "down_s": for_s}
         case "wipe":
-            return {"site": site, "down_s": for_s, "is_made_anew": rng.random() < 0.6}
+            return {"site": site, "down_s": for_s, "is_started": rng.random() < 0.4}
         case "kill_then_power_loss":
             between_s = round(rng.uniform(0.05, 0.7), 3)
             return {"site": site, "factor": rng.choice((1, 10, 50)), "between_s": between_s, "down_s": for_s}
