@@ -100,16 +100,22 @@ def _size(view: View, conflict: Conflict, number: bytes) -> int:
 
 def _size_when_cut(connection: sqlite3.Connection, conflict: Conflict, number: bytes, size: int) -> int:
     """The size with a lost truncate put back: what it cut off goes from the end, down to data that it did not cut."""
-    row = connection.execute(_PIECE_AT, (number, size, size)).fetchone()
-    if row is None:
+    cut = _lowered(connection, number, size)
+    if cut == size:
         return size
-    cut = int(row[0])
     while True:
         last = connection.execute(_LAST_DATA, (conflict.object, cut)).fetchone()
         end = 0 if last is None else min(int(last[1]), cut)
-        row = connection.execute(_PIECE_AT, (number, end, end)).fetchone()
-        if row is None or end == 0:
+        lower = _lowered(connection, number, end)
+        if lower == end:
             break
-        cut = int(row[0])
+        cut = lower
     (cut_from,) = connection.execute(_CUT_FROM, (conflict.object, conflict.loser.pack())).fetchone()
     return max(end, cut if cut_from is None else min(int(cut_from), cut))
+
+
+def _lowered(connection: sqlite3.Connection, number: bytes, end: int) -> int:
+    """Where the pieces begin that lie end to end up to an offset, in however many a site keeps them."""
+    while (row := connection.execute(_PIECE_AT, (number, end, end)).fetchone()) is not None:
+        end = int(row[0])
+    return end

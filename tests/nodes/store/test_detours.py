@@ -6,6 +6,8 @@ import pytest
 
 from claudefs_repl.journal import ROOT_INODE, make_inode, shard_of
 from nodes.store import local
+from nodes.store.conflict_view import page_conflicts
+from nodes.store.lost_content import LostContent, lost_content
 from tests.nodes.store.conflict_model import ConflictModel
 from tests.nodes.store.history import facts_of, tree_of
 from tests.nodes.store.test_conflicts import found_by
@@ -97,3 +99,28 @@ def test_what_a_maker_did_before_naming_belongs_to_the_making(sites, is_late):
     if is_late:
         three.take(one.journal, one.blocks[shard])
     assert [(found.kind, found.loser.origin) for found in check(sites)] == [("delete_modify", 1)]
+
+
+def test_what_a_lost_truncate_would_leave_is_the_same_in_whatever_pieces_a_site_keeps_it(sites):
+    """A write won against a truncate; where somebody else's truncate had cut the write before, it won in two pieces."""
+    one, two, three = sites
+    inode = create(one, b"file")
+    one.do(local.WriteData(inode, 0, bytes(341)))
+    for site in (two, three):
+        site.pull(one)
+    one.do(local.TruncateFile(inode, 96))
+    two.wall_us = one.wall_us + 1
+    two.do(local.WriteData(inode, 97, b"x" * 97))
+    three.wall_us = two.wall_us + 1
+    three.do(local.TruncateFile(inode, 110))
+    two.pull(three)
+    for site, other in ((two, one), (one, two), (one, three)):
+        site.pull(other)
+    one.do(local.TruncateFile(inode, 41))
+    one.do(local.TruncateFile(inode, 168))
+    assert {found.kind for found in check(sites)} == {"content"}
+    lost = [
+        [lost_content(site.view, conflict) for conflict in page_conflicts(site.connection, None, 10)] for site in sites
+    ]
+    assert lost[0] == lost[1] == lost[2]
+    assert LostContent(97, []) in lost[0]
