@@ -96,8 +96,8 @@ class Keeper:
         keeping.needs_bootstrap = True
         keeping.is_broken |= is_broken
 
-    def note_loss(self, site: str) -> None:
-        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be."""
+    def note_loss(self, site: str) -> int:
+        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be; when."""
         machines = self._cluster.machines
         others: dict[JournalId, tuple[int, ...]] = {}
         for name, other in machines.items():
@@ -108,6 +108,7 @@ class Keeper:
         after_us = self._cluster.world.now_us() + 1
         loss = DiskLoss(after_us, site, others, read_tails(machines[site].disk))
         self.done.disk_losses.append(loss)
+        return after_us
 
     def heal(self) -> None:
         """Nothing keeps a site down any more."""

@@ -194,9 +194,9 @@ class Nemesis:
             name, first, last = self._rng.choice(proven)
             at = self._rng.randint(first, last)
             self._cluster.world.trace.note("rot", site, name, at)
-            self.keeper.note_loss(site)
+            lost_us = self.keeper.note_loss(site)
             machine.disk.rot(name, at)
-            self.done.rotten.append((self._cluster.world.now_us(), site, f"byte {at} of {name}"))
+            self.done.rotten.append((lost_us, site, f"byte {at} of {name}"))
         await trio.sleep(down_s)
         self.keeper.release(site)
         return {"ends_process": True}

@@ -95,6 +95,13 @@ def test_a_site_that_lacks_what_only_a_view_has_is_made_anew():
     assert not outcome.violations, explain(outcome)
 
 
+def test_a_damaged_log_is_looked_at():
+    """Whether a site opens a log in which a bit was turned is judged, and not taken for what was lost later."""
+    outcome = run_seed(6, schedule=[Fault(8.0, "bit_rot", {"site": "alpha", "down_s": 0.5})])
+    assert not outcome.violations, explain(outcome)
+    assert outcome.reached["I6: damaged logs that must not be opened"]
+
+
 def test_what_a_failed_sync_left_to_be_read_outlives_a_loss_of_power():
     """A site that starts after a failed sync tells nobody of what only the page cache has."""
     schedule = [
