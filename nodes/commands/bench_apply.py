@@ -34,7 +34,7 @@ FILES = 64
 ENTRY_BYTES = 200
 STEP_ENTRIES = 1024
 """Entries of one transaction, as the applier takes them."""
-WINDOW_ENTRIES = 10_240
+WINDOW_ENTRIES = 40_960
 """Entries that are timed at each depth."""
 DURABLE_EVERY = 256
 """Transactions between two syncs of the store; a site makes one every few seconds."""
