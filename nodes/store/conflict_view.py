@@ -37,7 +37,10 @@ SHOWN = f"""
 (c.kind <> {ConflictKind.DELETE_MODIFY} OR NOT EXISTS (SELECT 1 FROM link l WHERE l.inode = c.inode))
 """  # noqa: S608 -- joined from constants only
 """The condition on `conflict c`: a modification has lost to a removal only while the object has no name."""
-_ONE = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ? AND {SHOWN}"  # noqa: S608 -- joined from constants only
+_IN_ONE_QUERY = 100
+_SOME = f"""
+SELECT {_COLUMNS} FROM conflict c WHERE c.id IN ({", ".join("?" * _IN_ONE_QUERY)}) AND {SHOWN}
+"""  # noqa: S608 -- joined from constants only
 _RECORDED = f"SELECT {_COLUMNS} FROM conflict c WHERE c.id = ?"  # noqa: S608 -- joined from constants only
 _PAGE = f"""
 SELECT {_COLUMNS} FROM conflict c WHERE (c.loser, c.id) > (?, ?) AND (?4 IS NULL OR c.kind = ?4)
@@ -108,9 +111,14 @@ class LostRange:
 
 
 def read_conflicts(connection: sqlite3.Connection, numbers: Sequence[bytes]) -> list[Conflict]:
-    """Some conflicts by id; what is not there, or not shown, is left out."""
-    rows = (connection.execute(_ONE, (number,)).fetchone() for number in numbers)
-    return [_conflict(row) for row in rows if row is not None]
+    """Some conflicts by id, in this order; what is not there, or not shown, is left out."""
+    found: dict[bytes, Conflict] = {}
+    for begin in range(0, len(numbers), _IN_ONE_QUERY):
+        some = list(numbers[begin : begin + _IN_ONE_QUERY])
+        # Filled up with its last one, so that there is one form of the query.
+        some += some[-1:] * (_IN_ONE_QUERY - len(some))
+        found |= {row[0]: _conflict(row) for row in connection.execute(_SOME, some)}
+    return [found[number] for number in numbers if number in found]
 
 
 def recorded_conflict(connection: sqlite3.Connection, number: bytes) -> Conflict | None:
