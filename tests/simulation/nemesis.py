@@ -331,11 +331,12 @@ class Nemesis:
 
     async def _hammer(self, source: Machine, site: str, attempts: int, manner: str, pause_s: float) -> None:
         machine, limit = self._cluster.machines[site], self._cluster.plan.cluster.rate_limit
-        lives = machine.lives
+        process = machine.process
         admitted, heard = await run_stranger(self._cluster, source, machine, attempts, manner, pause_s)
         self.done.tampering += heard
-        # A site that was started meanwhile has begun to count anew, as it does for whoever proves to be a peer.
-        if machine.lives == lives and source.name not in self._cluster.machines:
+        # A process that ended has closed its connections without a word, and the next one counts anew, as a site does for
+        # whoever proves to be a peer.
+        if machine.process is process and source.name not in self._cluster.machines:
             now_us, most = self._cluster.world.now_us(), limit.max_auth_attempts_per_minute
             self.done.measures.append(Measure(now_us, site, "attempts_admitted_within_a_minute", admitted, most))
 
