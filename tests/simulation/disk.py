@@ -68,11 +68,16 @@ def _put(target: bytearray, offset: int, data: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NameChange:
-    """A change of directories that need not be durable yet: a name appears, vanishes, or becomes another in one step."""
+    """A change of directories that need not be durable yet: a name appears, vanishes, or becomes another in one step.
+
+    Attributes:
+        tree: the directory with which the name vanishes: once that is known to be gone, so is all that was in it.
+    """
 
     name: str
     content: DiskContent | None
     was: str | None = None
+    tree: str | None = None
 
     def names(self) -> set[str]:
         """What it is about."""
@@ -80,7 +85,7 @@ class NameChange:
 
     def directories(self) -> set[str]:
         """Where it happens."""
-        return set(map(parent_of, self.names()))
+        return {parent_of(name) for name in (*self.names(), *([] if self.tree is None else [self.tree]))}
 
 
 def parent_of(name: str) -> str:
@@ -141,15 +146,15 @@ class SimDisk:
         """What the files take."""
         return sum(len(content.live) for content in self.files.values())
 
-    def change(self, name: str, content: DiskContent | None, was: str | None = None) -> None:
-        """A name appears, vanishes or is another one's from now on."""
+    def change(self, name: str, content: DiskContent | None, was: str | None = None, tree: str | None = None) -> None:
+        """A name appears, vanishes, perhaps with the directory that it is in, or is another one's from now on."""
         if was is not None:
             self.files.pop(was, None)
         if content is None:
             self.files.pop(name, None)
         else:
             self.files[name] = content
-        self._changes.append(NameChange(name, content, was))
+        self._changes.append(NameChange(name, content, was, tree))
 
     def sync_names(self, directory: str) -> None:
         """The names in a directory are durable, and what had happened to the same names before, wherever that was."""

@@ -128,7 +128,7 @@ class SimStorage:
         """As `Storage.remove`."""
         await self.turn("remove", path)
         for name in [name for name in self.disk.files if name == path or name.startswith(f"{path}/")]:
-            self.disk.change(name, None)
+            self.disk.change(name, None, tree=None if name == path else path)
         gone = {name for name in self.disk.directories if name == path or name.startswith(f"{path}/")}
         self.disk.directories -= gone
 
