@@ -67,11 +67,16 @@ LOSSES = {
 """Seeds with that many sites, and whose disks are lost, at what times, to find them down for how long."""
 
 
+def lost(at_s: float, kind: str, site: str, down_s: float) -> Fault:
+    started = {"is_started": False} if kind == WIPE else {}
+    return Fault(at_s, kind, {"site": site, "down_s": down_s, **started})
+
+
 @pytest.mark.parametrize("what", LOSSES)
 def test_sites_whose_disks_are_lost_together_are_made_anew(what):
     """An operator makes sites anew without those that are as broken, and what any disk still has is nobody's loss."""
     seed, losses = LOSSES[what]
-    schedule = [Fault(at_s, kind, {"site": site, "down_s": down_s}) for at_s, kind, site, down_s in losses]
+    schedule = [lost(at_s, kind, site, down_s) for at_s, kind, site, down_s in losses]
     outcome = run_seed(seed, schedule=schedule)
     assert not outcome.violations, explain(outcome)
 
@@ -88,8 +93,8 @@ def test_a_site_that_lacks_what_only_a_view_has_is_made_anew():
     """What one site had from a snapshot, and its origin's disk took with it, reaches the third one all the same."""
     schedule = [
         Fault(5.0, "partition", {"a": "alpha", "b": "gamma", "for_s": 12.0}),
-        Fault(8.0, "wipe", {"site": "beta", "down_s": 0.2}),
-        Fault(12.0, "wipe", {"site": "alpha", "down_s": 0.2}),
+        lost(8.0, WIPE, "beta", 0.2),
+        lost(12.0, WIPE, "alpha", 0.2),
     ]
     outcome = run_seed(5, schedule=schedule)
     assert not outcome.violations, explain(outcome)
