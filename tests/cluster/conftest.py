@@ -46,6 +46,10 @@ QUICK: dict[str, dict[str, object]] = {
 }
 """A cluster that is soon ready, and soon notices."""
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def with_quick(settings: dict[str, dict[str, object]] | None) -> dict[str, dict[str, object]]:
     merged = {section: dict(values) for section, values in QUICK.items()}
