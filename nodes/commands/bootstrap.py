@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.topology import ClusterConfig
+from nodes.bootstrap import bootstrap_site
 from nodes.client import SiteElsewhere
 from nodes.commands.common import EXIT_NO, SITE_NAME, echo_json, end, examples, json_option, pass_cluster, run_async
 from nodes.runtime import is_local_address, site_pid
@@ -77,8 +78,6 @@ def run_bootstrap(
     cluster: ClusterConfig, site: str, peer: str | None, without: Sequence[str], *, as_json: bool
 ) -> None:
     """Make a site anew and print the report."""
-    from nodes.bootstrap import bootstrap_site  # noqa: PLC0415 - every other command starts faster without the store
-
     chosen = cluster.site(site)
     for name in (*without, *([] if peer is None else [peer])):
         cluster.site(name)

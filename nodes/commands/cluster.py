@@ -214,7 +214,7 @@ def node(cluster: ClusterConfig, site: str, quiet: bool, tied: bool) -> None:
 
     SIGTERM and SIGINT stop it in order; a second signal at once.
     """
-    from nodes.site_process import run_site  # noqa: PLC0415 - every other command starts faster without the actors
+    from nodes.site_process import run_site  # noqa: PLC0415 - init, up and down start faster without the actors
 
     _site_of_this_machine(cluster, site)
 
@@ -327,7 +327,7 @@ async def _restart(cluster: ClusterConfig, site: SiteConfig) -> int:
 @pass_cluster
 def rebuild(cluster: ClusterConfig, site: str, as_json: bool) -> None:
     """Make SITE's view anew from its newest local snapshot and the logs after it. SITE must be down."""
-    from nodes.site_process import rebuild_site  # noqa: PLC0415 - every other command starts faster without the actors
+    from nodes.site_process import rebuild_site  # noqa: PLC0415 - init, up and down start faster without the actors
 
     chosen = _site_of_this_machine(cluster, site)
     pid = site_pid(chosen)
