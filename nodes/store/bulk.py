@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from claudefs_repl.operations import Create, Symlink
 from nodes.store.conflicts import Facet
 from nodes.store.judge import Judge
-from nodes.store.schema import Kind, Named
+from nodes.store.schema import SYMLINK_MODE, Kind, Named
 
 _IN_ONE_QUERY = 200
 """Values of one look-up; SQLite compiles as many forms of the query as there are lengths, so there are two."""
+_OBJECTS_BETWEEN = "SELECT inode FROM inode WHERE inode BETWEEN ? AND ? LIMIT ?"
+_CLAIMS_BETWEEN = (
+    "SELECT parent, name FROM link WHERE (parent, name) >= (?1, ?2) AND (parent, name) <= (?3, ?4) UNION ALL "
+    "SELECT parent, name FROM move WHERE parent IS NOT NULL "
+    "AND (parent, name) >= (?1, ?2) AND (parent, name) <= (?3, ?4) LIMIT ?5"
+)
+_OBJECTS = "SELECT inode FROM inode WHERE inode IN ({})"
+_CLAIMS = (
+    "WITH asked(parent, name) AS (VALUES {}) SELECT parent, name FROM asked a WHERE "
+    "EXISTS (SELECT 1 FROM link l WHERE l.parent = a.parent AND l.name = a.name) "
+    "OR EXISTS (SELECT 1 FROM move m WHERE m.parent = a.parent AND m.name = a.name)"
+)
 _LAST_END = "SELECT high FROM extent WHERE inode = ? ORDER BY low DESC LIMIT 1"
 _IN_ONE_INSERT = 32
 """Rows of one statement: a quarter less time than one by one. Not for runs: SQLite would copy their bytes once more."""
@@ -68,18 +82,8 @@ class Bulk:
             makings: objects that they make.
             claims: names that they claim.
         """
-        self._known = {inode for (inode,) in self._look_up("SELECT inode FROM inode WHERE inode IN ({})", 1, makings)}
-        self._known.update(self._objects)  # of the blocks before, and not in the table yet
-        self._taken = set(
-            self._look_up(
-                "WITH asked(parent, name) AS (VALUES {}) SELECT parent, name FROM asked a WHERE "
-                "EXISTS (SELECT 1 FROM link l WHERE l.parent = a.parent AND l.name = a.name) "
-                "OR EXISTS (SELECT 1 FROM move m WHERE m.parent = a.parent AND m.name = a.name)",
-                2,
-                claims,
-            )
-        )
-        self._taken.update((parent, name) for parent, name, _, _ in self._links)
+        self._known.update(inode for (inode,) in self._found(_OBJECTS_BETWEEN, _OBJECTS, 1, makings))
+        self._taken.update(self._found(_CLAIMS_BETWEEN, _CLAIMS, 2, claims))
 
     def add_run(self, inode: int, offset: int, data: bytes, stamp: bytes) -> bool:
         """Bytes are written behind everything that a file has."""
@@ -95,13 +99,24 @@ class Bulk:
         self._runs.append((inode, offset, high, stamp, data))
         return True
 
-    def add_object(self, made: NewObject, place: tuple[int, bytes] | None) -> bool:
-        """A file or symbolic link is made, of which nobody has told before."""
-        inode = made.inode
-        if inode in self._known or (place is not None and not self._add_link(place, inode, made.made)):
+    def add_file(self, inode: int, made: Create, stamp: bytes) -> bool:
+        """A file is made, of which nobody has told before."""
+        mode, uid, gid, mtime_ns, parent, name = made.mode, made.uid, made.gid, made.mtime_ns, made.parent, made.name
+        if not self._add_making(inode, parent, name, stamp):
             return False
-        self._known.add(inode)
-        self._objects[inode] = made
+        named = Named.NOT if parent is None else Named.BY_MAKER
+        self._objects[inode] = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
+        return True
+
+    def add_symlink(self, inode: int, made: Symlink, stamp: bytes) -> bool:
+        """Likewise a symbolic link."""
+        uid, gid, mtime_ns, target = made.uid, made.gid, made.mtime_ns, made.target
+        if not self._add_making(inode, made.parent, made.name, stamp):
+            return False
+        named = Named.NOT if made.parent is None else Named.BY_MAKER
+        self._objects[inode] = NewObject(
+            inode, Kind.SYMLINK, stamp, target, SYMLINK_MODE, uid, gid, mtime_ns, b"", named, b""
+        )
         return True
 
     def name_object(self, inode: int, place: tuple[int, bytes], stamp: bytes) -> bool:
@@ -148,6 +163,14 @@ class Bulk:
         if place is not None:
             self._taken.add(place)
 
+    def _add_making(self, inode: int, parent: int | None, name: bytes | None, stamp: bytes) -> bool:
+        if inode in self._known:
+            return False
+        if parent is not None and name is not None and not self._add_link((parent, name), inode, stamp):
+            return False
+        self._known.add(inode)
+        return True
+
     def _add_link(self, place: tuple[int, bytes], inode: int, stamp: bytes) -> bool:
         if place in self._taken or (place[0] not in self._quiet and not self._is_quiet(place[0])):
             return False
@@ -167,12 +190,22 @@ class Bulk:
         into, row = statement
         whole = len(rows) - len(rows) % _IN_ONE_INSERT
         if whole:
-            flat = [field for fields in rows[:whole] for field in fields]
+            flat = list(chain.from_iterable(rows[:whole]))
             width = len(rows[0]) * _IN_ONE_INSERT
             many = into + ", ".join([row] * _IN_ONE_INSERT)
             self._connection.executemany(many, [flat[at : at + width] for at in range(0, len(flat), width)])
         if whole < len(rows):
             self._connection.executemany(into + row, rows[whole:])
+
+    def _found(self, between: str, exactly: str, width: int, asked: list[Any]) -> list[Any]:
+        """Those of some keys that are in a table, and perhaps others."""
+        if not asked:
+            return []
+        # What is made together lies together, and mostly nothing lies between: one look tells so.
+        low, high = min(asked), max(asked)
+        bounds = (low, high) if width == 1 else (*low, *high)
+        found = self._connection.execute(between, (*bounds, len(asked))).fetchall()
+        return found if len(found) < len(asked) else self._look_up(exactly, width, asked)
 
     def _look_up(self, query: str, width: int, values: Sequence[Any]) -> list[Any]:
         found: list[Any] = []
@@ -181,6 +214,6 @@ class Bulk:
             part = list(values[begin : begin + _IN_ONE_QUERY])
             # Filled up with its last value, so that there is one form of the query.
             part += [part[-1]] * (_IN_ONE_QUERY - len(part))
-            flat = part if width == 1 else [field for value in part for field in value]
+            flat = part if width == 1 else list(chain.from_iterable(part))
             found += self._connection.execute(query.format(", ".join([mark] * _IN_ONE_QUERY)), flat).fetchall()
         return found

@@ -48,7 +48,7 @@ from nodes.store.attributes import (
     set_mtime,
     set_xattr,
 )
-from nodes.store.bulk import Bulk, NewObject
+from nodes.store.bulk import Bulk
 from nodes.store.causality import Causality, Cause
 from nodes.store.conflict_view import Conflict, read_conflicts
 from nodes.store.dead_letters import (
@@ -65,12 +65,11 @@ from nodes.store.judge import Judge, Watched
 from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
-from nodes.store.schema import Kind, Named, read_applied, read_meta, write_applied, write_meta
+from nodes.store.schema import SYMLINK_MODE, Kind, read_applied, read_meta, write_applied, write_meta
 from nodes.store.soundness import ANY_TIME, TIMESTAMP_US_MAX, check_entry, check_superseded
 from nodes.store.sums import JournalSums, read_sums, write_sums
 from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
 
-SYMLINK_MODE = 0o777
 _CREATE = int(Op.CREATE)
 
 
@@ -212,7 +211,7 @@ class Fold:
         rows, folded = self._read_rows(journal, block, done, dead_letters)
         self._bulk.begin(*_asked_for(rows))
         modified = [self._modified_of(journal, seen) for seen in seen_table]
-        add_run, mtimes = self._bulk.add_run, self._mtimes
+        add_run, add_file, mtimes = self._bulk.add_run, self._bulk.add_file, self._mtimes
         for seq, timestamp_us, inode, seen, operation in rows:
             folded += 1
             packed = pack_stamp(timestamp_us, origin, incarnation, shard, seq)
@@ -220,6 +219,8 @@ class Fold:
                 modified[seen][inode] = packed
                 if mtimes.get(inode, b"") < packed:
                     mtimes[inode] = packed
+                continue
+            if type(operation) is Create and add_file(inode, operation, packed):
                 continue
             if self._take_short_way(packed, modified[seen], inode, operation):
                 continue
@@ -243,7 +244,11 @@ class Fold:
         body, at = block.body.tobytes(), 0
         made_by = origin << STAMP_BITS
         sound: set[int] = set()
-        is_plain = not self._has_dead_letters and max(block.timestamps) <= TIMESTAMP_US_MAX
+        is_plain = (
+            not self._has_dead_letters
+            and max(block.timestamps) <= TIMESTAMP_US_MAX
+            and made_by | TIMESTAMP_US_MAX <= INODE_MAX
+        )
         columns = zip(
             block.timestamps, block.ops, block.flags, block.lengths, block.crcs, block.seen_indexes, strict=True
         )
@@ -262,10 +267,15 @@ class Fold:
                     continue
                 if body_seq != seq or entry_crc32(seq, shard, origin, timestamp_us, inode, op, payload) != crc32:
                     raise EntryUnsound("the checksum does not match the entry")
-                if inode in sound and op in ANY_TIME and not self._has_dead_letters:
+                if inode in sound and op in ANY_TIME:
                     # Of such an operation the entry tells nothing more to check than of the one before.
                     operation = decode_payload(op, payload)
-                elif op == _CREATE and is_plain and inode == made_by | timestamp_us and self._belongs(inode, shard):
+                elif (
+                    op == _CREATE
+                    and is_plain
+                    and inode == made_by | timestamp_us
+                    and shard_of(inode, self.shard_count) == shard
+                ):
                     # Nor of a file whose number is its maker's stamp.
                     operation = decode_payload(op, payload)
                     sound.add(inode)
@@ -279,26 +289,18 @@ class Fold:
                 is_unsound = isinstance(error, EntryUnsound)
                 letter = DeadLetter(key, op, inode, timestamp_us, payload, vector, str(error), is_unsound)
                 put_aside(self.connection, letter)
-                self._has_dead_letters = True
+                self._has_dead_letters, is_plain = True, False
+                sound.clear()
                 dead_letters.append(letter)
                 continue
             rows.append((seq, timestamp_us, inode, seen, operation))
         return rows, superseded
 
     def _take_short_way(self, stamp: bytes, modified: dict[int, bytes], inode: int, operation: Operation) -> bool:
-        """Whether an entry, no write, is one of the many that need no judging, and is gathered."""
-        if type(operation) is Create:  # most of all, so not by a pattern
-            place = _place(operation.parent, operation.name)
-            named = Named.NOT if place is None else Named.BY_MAKER
-            mode, uid, gid, mtime_ns = operation.mode, operation.uid, operation.gid, operation.mtime_ns
-            made = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
-            return self._bulk.add_object(made, place)
+        """Whether an entry, no write and no new file, is one of the many that need no judging, and is gathered."""
         match operation:
-            case Symlink(uid, gid, mtime_ns, parent, name, target):
-                place = _place(parent, name)
-                named = Named.NOT if place is None else Named.BY_MAKER
-                made = NewObject(inode, Kind.SYMLINK, stamp, target, SYMLINK_MODE, uid, gid, mtime_ns, b"", named, b"")
-                return self._bulk.add_object(made, place)
+            case Symlink():
+                return self._bulk.add_symlink(inode, operation, stamp)
             case SetAttr(mode=None, uid=None, gid=None, mtime_ns=int(mtime_ns)):
                 return self._bulk.set_mtime(inode, mtime_ns, stamp)
             case Rename(from_parent=None, is_dir=False, replaced=()):
@@ -323,9 +325,6 @@ class Fold:
                 journal, block.shard, first_seq=first, last_seq=first + count - 1, seen=seen_table[index]
             )
             first += count
-
-    def _belongs(self, inode: int, shard: int) -> bool:
-        return not self._has_dead_letters and inode <= INODE_MAX and shard_of(inode, self.shard_count) == shard
 
     def operation_of(self, stamp: Stamp, op: int, inode: int, payload: bytes) -> Operation:
         """The operation of an entry that may take effect now.

@@ -44,6 +44,8 @@ NOTHING_SEEN = 0
 """The `seen` of what is never asked for what it has seen: the empty vector."""
 SETTLED = -1
 """The `seen` of a move that is causally stable, which had seen whatever comes late: no vector."""
+SYMLINK_MODE = 0o777
+"""Of every symbolic link: no operation tells or changes it."""
 STATEMENTS_CACHED = 256
 """More than there are statements in this package: none is ever compiled twice."""
 

@@ -10,6 +10,7 @@ from claudefs_repl.block import Block, NewRow, join_blocks
 from claudefs_repl.checkpoint import encode_cursors
 from claudefs_repl.journal import ROOT_INODE, STAMP_BITS, JournalId, Op, SiteId, entry_crc32, make_inode, shard_of
 from claudefs_repl.operations import Create, Link, MkDir, Rename, Replaced, SetAttr, Unlink, Write
+from nodes.store.conflict_view import count_open
 from nodes.store.local import CreateFile, MakeDir, MakeLink, Remove, RemoveDir, WriteData
 from nodes.store.view import conflict_name
 from protocol.payload import OP_OF, encode_payload
@@ -202,6 +203,26 @@ def test_a_name_that_was_claimed_the_long_way_is_taken_within_the_same_block(sit
     blocks = [entry(stamp, made(stamp), CREATE, seq=seq) for seq, stamp in enumerate(stamps, 1)]
     site.take(JOURNAL, [join_blocks(blocks)])
     assert site.listing() == {b"f": second, conflict_name(b"f", 5, first): first}
+
+
+@pytest.mark.parametrize("names", ["4", "86420", "0a5z"])
+@pytest.mark.parametrize("is_dir", [False, True])
+def test_taken_names_are_found_however_many_lie_between_those_that_are_claimed(pair, memory_site, names, is_dir):
+    """Two sites claim names of a directory that others have: every site shows both, whoever comes first."""
+    one, other = pair
+    make = MakeDir if is_dir else CreateFile
+    one.do(*[make(1, b"%d" % number, 0, 0, 0, 0) for number in range(10)])
+    other.do(*[CreateFile(1, name.encode(), 0, 0, 0, 0) for name in names])
+    backwards = memory_site(3)
+    for site in (other, one):
+        backwards.pull(site)
+    one.pull(other)
+    other.pull(one)
+    taken = sum(name.isdigit() for name in names)
+    assert count_open(one.connection) == {"name": taken}
+    assert len(one.listing()) == 10 + len(names)
+    assert one.dump() == other.dump() == backwards.dump()
+    backwards.close()
 
 
 def test_what_is_gathered_of_one_block_is_known_to_the_next(site, memory_site):
