@@ -12,7 +12,7 @@ from claudefs_repl.error import CallerError, PeerRefused, ProtocolViolation, Rep
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import SiteConfig
 from nodes.dialing import Dialing
-from nodes.link import LINK_ERRORS, Link, describe_failure
+from nodes.link import LINK_ERRORS, Link, describe_failure, one_link_error
 from protocol.handshake import Role
 from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply
 from protocol.words import cut_detail
@@ -21,6 +21,11 @@ ITEMS_MAX = 4096
 """Of one array in a question or an answer, far above the longest page (200 paths) and a row for each of 256 shards. A
 decoder takes room for as many items as an array announces, at each of a thousand levels that arrays may be nested, before
 one of them is there."""
+
+SIGN_EVERY_S = 5.0
+"""Who works on a question tells so this often."""
+SILENCE_S = 30.0
+"""A peer that tells nothing for so long has lost its power, or the way to it is cut: what would take minutes ends here."""
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -43,6 +48,8 @@ class PeerQueries:
 
     async def ask(self, peer: SiteConfig, method: str, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Put one question to a peer; one at a time of each kind. What its map holds is the peer's word.
+
+        It may take up to timeout_s, as long as the peer tells that it is at work.
 
         Raises:
             PeerUnreachable: no connection, no answer in time, or the answer was an error or no map.
@@ -79,13 +86,24 @@ class PeerQueries:
     async def _on_link(self, link: Link, peer: SiteConfig, query: Query) -> Reply:
         try:
             await link.send(query)
-            reply = await link.expect(Reply)
+            reply = await _next_reply(link)
+            while not reply.last:
+                reply = await _next_reply(link)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._dialing.live.close(link)
             raise
         self._links[peer.site_id, query.method] = link
         return reply
+
+
+async def _next_reply(link: Link) -> Reply:
+    """A sign that the peer is at work, or its answer, which is in one part."""
+    with trio.fail_after(SILENCE_S):
+        reply = await link.expect(Reply)
+    if not reply.last and reply.result:
+        raise ProtocolViolation("unexpected", "an answer in several parts")
+    return reply
 
 
 async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: float) -> None:
@@ -101,13 +119,28 @@ async def serve_queries(link: Link, handlers: Mapping[str, Handler], idle_s: flo
             if not isinstance(query, Query):
                 raise ProtocolViolation("unexpected", f"{type(query).__name__} on a query connection")
             args = unpack_value(query.args)
-            answer = await _answer(query, args, handlers)
+            with one_link_error():
+                async with trio.open_nursery() as working:
+                    working.start_soon(_tell_of_work, link, query, idle_s)
+                    answer = await _answer(query, args, handlers)
+                    working.cancel_scope.cancel()
             with trio.fail_after(idle_s):
                 await link.send(answer)
     except ProtocolViolation:
         raise
     except LINK_ERRORS:
         return
+
+
+async def _tell_of_work(link: Link, query: Query, idle_s: float) -> None:
+    """Send signs of life until cancelled; a message that is begun is sent whole, for the answer follows it."""
+    try:
+        while True:
+            await trio.sleep(SIGN_EVERY_S)
+            with trio.fail_after(idle_s, shield=True):
+                await link.send(Reply(query.query_id, True, False, b""))
+    except LINK_ERRORS:
+        return  # what the answer was worked out for may be of use to the next who asks
 
 
 async def _answer(query: Query, args: Any, handlers: Mapping[str, Handler]) -> Reply:

@@ -13,7 +13,7 @@ number take one byte each. Nothing is nested; nothing may follow.
 | 6   | Ping    | ping_id, sent_us, tails C, applied C, mode                                                |
 | 7   | Pong    | ping_id, mode, received C, applied C, tails C, told C, wall_us                            |
 | 8   | Query   | query_id, method, args (bin)                                                              |
-| 9   | Reply   | query_id, ok, last, result (bin)                                                          |
+| 9   | Reply   | query_id, ok, last (else a sign that it is worked on), result (bin)                       |
 | 10  | Goodbye | code, detail, wait_ms                                                                     |
 
 C is a cursor vector: bin, as `checkpoint.encode_cursors` writes it; I is bin, as `checkpoint.encode_incarnations` does;
@@ -179,7 +179,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A part of the answer to a query; `last` is its end. `result` is msgpack."""
+    """The answer to a query, msgpack; or, when it is not the `last`, a sign that it is being worked on, without a result."""
 
     query_id: int
     ok: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ from claudefs_repl.error import CallerError, ProtocolViolation
 from claudefs_repl.journal import SiteId
 from claudefs_repl.topology import SiteConfig
 from nodes.link import LinkClosed
-from nodes.queries import ITEMS_MAX, PeerQueries, PeerUnreachable, serve_queries
+from nodes.queries import ITEMS_MAX, SIGN_EVERY_S, SILENCE_S, PeerQueries, PeerUnreachable, serve_queries
 from protocol.messages import ARGS_BYTES_MAX, RESULT_BYTES_MAX, Query, Reply, encode_message
 
 
@@ -98,6 +99,7 @@ async def test_a_long_reason_is_cut():
         Reply(1, True, True, b"\x91" * 2000 + b"\xc0"),
         Reply(1, True, True, msgpack.packb(5)),
         Reply(1, False, True, msgpack.packb("no")),
+        Reply(1, True, False, msgpack.packb({})),
         Reply(1, False, True, b"\x91" * 700 + b"\xc0"),
     ],
 )
@@ -171,3 +173,53 @@ async def test_a_long_question_does_not_keep_a_peers_status_away(tmp_path, autoj
         nursery.start_soon(digest)
         await trio.sleep(1)
         assert await queries.ask(beta, "status", {}, timeout_s=3) == {"mode": "x"}
+
+
+async def test_who_works_on_a_question_tells_so(autojump_clock):
+    """Signs of life come before the answer, and stop with it; an asker that has gone away does not stop the work."""
+    done = []
+
+    async def slow(args):
+        await trio.sleep(2.5 * SIGN_EVERY_S)
+        done.append(args)
+        return {"x": 1}
+
+    wire = Wire([Query(7, "digest", msgpack.packb({}))])
+    await serve_queries(wire, {"digest": slow}, 1.0)
+    sign = Reply(7, True, False, b"")
+    assert wire.sent == [sign, sign, Reply(7, True, True, msgpack.packb({"x": 1}))]
+
+    class Gone(Wire):
+        async def send(self, message):
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError
+
+    await serve_queries(Gone([Query(7, "digest", msgpack.packb({}))]), {"digest": slow}, 1.0)
+    assert len(done) == 2
+
+
+class Slow(Wire):
+    """A peer that says the next thing every SIGN_EVERY_S, and in the end nothing any more."""
+
+    async def receive(self):
+        await trio.sleep(SIGN_EVERY_S if self.incoming else math.inf)
+        return self.incoming.pop(0)
+
+
+async def test_a_peer_at_work_is_waited_for(tmp_path, autojump_clock):
+    """A question may take as long as its asker allows, as long as the peer shows that it lives."""
+    beta = SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path)
+    signs = [Reply(1, True, False, b"")] * 100
+    queries = PeerQueries(Dialing(Slow([*signs, Reply(1, True, True, msgpack.packb({"x": 1}))])))
+    assert await queries.ask(beta, "digest", {}, timeout_s=900) == {"x": 1}
+    with pytest.raises(PeerUnreachable, match="in time"):
+        await PeerQueries(Dialing(Slow(signs))).ask(beta, "digest", {}, timeout_s=60)
+
+
+async def test_a_peer_that_falls_silent_is_not_waited_for(tmp_path, autojump_clock):
+    """One that lost its power while it worked is given up long before the longest question would end."""
+    beta = SiteConfig("beta", SiteId(2), "127.0.0.1", 1, tmp_path)
+    began_s = trio.current_time()
+    with pytest.raises(PeerUnreachable, match="in time"):
+        await PeerQueries(Dialing(Slow([Reply(1, True, False, b"")] * 3))).ask(beta, "digest", {}, timeout_s=900)
+    assert trio.current_time() - began_s < 4 * SIGN_EVERY_S + SILENCE_S
