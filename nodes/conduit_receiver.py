@@ -238,8 +238,10 @@ class _Session:
     async def _judge(self, batch: Batch) -> _Item:
         journal = JournalId(batch.source_site_id, batch.incarnation)
         # A site speaks for its own journal; what others say of a former one is taken on trust.
-        if journal != self._log.journal and not self._receiving.incarnations.is_former(journal):
-            raise ProtocolViolation("not_its_journal", f"journal {journal} from site {self._link.session.peer}")
+        if journal != self._log.journal:
+            if not self._receiving.incarnations.is_former(journal):
+                raise ProtocolViolation("not_its_journal", f"journal {journal} from site {self._link.session.peer}")
+            self._record.former_offered_s[journal] = trio.current_time()
         result = self._authenticator.verify_body(batch.tag, batch.source_site_id, batch.batch_seq, batch.block.body)
         if not result.valid:
             raise ProtocolViolation("bad_tag", result.reason or "the batch tag does not match")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import trio
@@ -10,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from claudefs_repl.checkpoint import cursor_of, distance
 from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import JournalId
+from nodes.conduit_sender import HELD_BACK_S
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
 from nodes.write_gate import STRANDED, WriteGate, remedy_anew
@@ -57,7 +59,9 @@ class FormerWatch:
             seqs = cursor_of(has, journal, self._journals.own.shard_count)
             before, since_s = self._waiting.get(journal, (seqs, now_s))
             self._waiting[journal] = (seqs, since_s if before == seqs else now_s)
-            if self._waiting[journal][1] + PATIENCE_S <= now_s:
+            offered_s = max(record.former_offered_s.get(journal, -math.inf) for record in self._peers)
+            # What this site refuses, for its stamps or for want of room, is sent, and will be again.
+            if max(self._waiting[journal][1], offered_s + HELD_BACK_S) + PATIENCE_S <= now_s:
                 stranded = journal, peer
         if stranded is None:
             self._gate.open(STRANDED)

@@ -13,6 +13,7 @@ from claudefs_repl.failover import SiteMode
 from claudefs_repl.incarnations import Incarnations
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from claudefs_repl.topology import SiteConfig
+from nodes.conduit_sender import HELD_BACK_S
 from nodes.events import make_logger
 from nodes.former_watch import PATIENCE_S, FormerWatch
 from nodes.peers import PeerRecord
@@ -85,3 +86,16 @@ def test_as_long_as_something_comes_or_the_peer_is_out_of_reach_nothing_is_close
     alpha.peer.inbound_connected = True
     alpha.look(4 * PATIENCE_S, 5 * PATIENCE_S - 1)
     alpha.gate.check_write()
+
+
+def test_what_is_sent_and_refused_here_is_not_what_nobody_sends(alpha):
+    """A batch that this site refuses, for its stamps or for want of room, comes again after a while."""
+    alpha.peer.received = {FORMER: (5, 2)}
+    alpha.look(0)
+    for offered_s in (20, 20 + HELD_BACK_S):
+        alpha.peer.former_offered_s[FORMER] = offered_s
+        alpha.look(offered_s + HELD_BACK_S + PATIENCE_S - 1)
+    alpha.gate.check_write()
+    alpha.look(20 + 2 * HELD_BACK_S + PATIENCE_S)
+    with pytest.raises(NotWritable, match="nobody sends"):
+        alpha.gate.check_write()
