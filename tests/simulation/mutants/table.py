@@ -482,6 +482,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "I10",
     ),
     Mutant(
+        "first-failure-backs-off",
+        "nodes/health_prober.py",
+        """                if failures > probes_until_offline and not isinstance(error, OSError):
+                    dial_at_s = started_s + pause_s
+                    pause_s = min(2 * pause_s, DIAL_PAUSE_MAX_S)
+""",
+        """                dial_at_s = started_s + DIAL_PAUSE_MAX_S
+""",
+        "after one failed probe the next waits, and failures are reported until then",
+        "I13",
+    ),
+    Mutant(
         "one-failure-is-death",
         "claudefs_repl/failover.py",
         "    threshold = config.recovery_threshold if healthy else config.failure_threshold\n",
