@@ -395,7 +395,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "dead-letter-dropped",
         "nodes/store/fold.py",
         """                put_aside(self.connection, letter)
-                self._has_dead_letters = True
+                self._has_dead_letters, is_plain = True, False
+                sound.clear()
                 dead_letters.append(letter)
                 continue
 """,
