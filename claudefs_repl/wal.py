@@ -118,9 +118,10 @@ class SegmentHeader:
         magic, version, crc32 = _START.unpack_from(encoded)
         if magic != _MAGIC or version == 0:
             raise HeaderTorn("there is no magic")
-        if version != VERSION:
+        is_whole = _header_sum(VERSION, encoded[_START.size : HEADER_BYTES]) == crc32
+        if version != VERSION and not is_whole:
             raise HeaderVersionUnknown(f"it has format version {version}; this program knows version {VERSION}")
-        if _header_sum(version, encoded[_START.size : HEADER_BYTES]) != crc32:
+        if version != VERSION or not is_whole:
             raise HeaderTorn("the checksum does not match")
         origin, incarnation, position, timestamp_us, salt, shards, id_bytes = _FIELDS.unpack_from(encoded, _START.size)
         at = _START.size + _FIELDS.size

@@ -32,12 +32,12 @@ REFOLD_BYTES = 4 << 20
 
 @dataclass(slots=True)
 class OldLogs:
-    """The logs of the old data that can be read. Owned by the bootstrap.
+    """The logs of the old data, as far as they can be read. Owned by the bootstrap.
 
     Attributes:
         own: the site's own journal, None if it is gone.
         replicas: all others.
-        damage: why a log that is or should be there cannot be read, one line each.
+        damage: why a log that is or should be there cannot be read, or not all of it, one line each.
     """
 
     own: EntryLog | None = None
@@ -52,17 +52,20 @@ class OldLogs:
             journal = parse_journal_dir(name)
             if journal is None or not await storage.names(f"{JOURNALS_DIR}/{name}"):
                 continue
+            log: EntryLog | None
             try:
                 log = await settings.open(storage, journal, entropy, {})
             except WalCorrupted as damage:
-                old.damage.append(str(damage))
+                log = await settings.salvage(storage, journal, entropy)
+                old.damage.append(f"{damage}; {_describe(log)}")
+            if log is None:
                 continue
             if journal == own:
                 old.own = log
             else:
                 old.replicas.append(log)
         if own is not None and old.own is None:
-            old.damage.append(f"the log of journal {own} is gone or damaged")
+            old.damage.append(f"the log of journal {own} is gone, or nothing of it can be read")
         return old
 
     async def close(self) -> None:
@@ -92,6 +95,13 @@ class OldLogs:
                     ready, ready_bytes = [], 0
             if ready:
                 yield ready
+
+
+def _describe(log: EntryLog | None) -> str:
+    if log is None:
+        return "nothing of it can be read"
+    kept = [f"{first} to {tail}" for first, tail in zip(log.firsts, log.tails, strict=True)]
+    return f"what is whole of it is used: seqs {', '.join(kept)} of its shards"
 
 
 async def read_closed(storage: Storage) -> tuple[JournalId, ...]:

@@ -22,6 +22,7 @@ from nodes.log_segments import (
     RecoveryReport,
     Segment,
     make_segment,
+    salvage,
 )
 from nodes.seams import Buffer, Entropy, File, Storage
 
@@ -159,6 +160,28 @@ class EntryLog:
             )
             recovery.segments.append(segment)
         return cls(storage, identity, entropy, recovery, file)
+
+    @classmethod
+    async def salvage(
+        cls,
+        *,
+        storage: Storage,
+        journal: JournalId,
+        cluster_id: str,
+        shard_count: int,
+        segment_bytes: int,
+        entropy: Entropy,
+    ) -> EntryLog | None:
+        """What is whole of a damaged log, only to be read, as `log_segments.salvage` says; arguments as of `open`.
+
+        Raises:
+            ForeignLog: it is not the log that is meant.
+        """
+        identity = LogIdentity(journal, cluster_id, shard_count, segment_bytes)
+        recovery = await salvage(storage, identity)
+        if recovery is None:
+            return None
+        return cls(storage, identity, entropy, recovery, await storage.open(recovery.segments[-1].path))
 
     @property
     def journal(self) -> JournalId:

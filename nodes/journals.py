@@ -60,6 +60,17 @@ class LogSettings:
             evidence=evidence.get(journal, ()),
         )
 
+    async def salvage(self, storage: Storage, journal: JournalId, entropy: Entropy) -> EntryLog | None:
+        """What is whole of a damaged log, only to be read; None if nothing is."""
+        return await EntryLog.salvage(
+            storage=storage,
+            journal=journal,
+            cluster_id=self.cluster_id,
+            shard_count=self.shard_count,
+            segment_bytes=self.segment_bytes,
+            entropy=entropy,
+        )
+
 
 class Journals:
     """The logs by journal. The own log has one appending task, the journal writer; replicas grow through `append`.

@@ -162,6 +162,38 @@ async def make_segment(
     return Segment(header, path, file_bytes), await storage.open(path)
 
 
+def segment_positions(names: Sequence[str]) -> list[int]:
+    """Where the segments begin that are among a directory's files, in order."""
+    stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+    # Any other name is not one of ours, but a copy, say, that somebody put there.
+    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) == NAME_DIGITS)
+
+
+async def read_header(file: File, identity: LogIdentity, position: int) -> SegmentHeader:
+    """The header of the segment that begins at a position.
+
+    Raises:
+        HeaderTorn: it cannot be read.
+        WalCorrupted: it is another segment's.
+        ForeignLog: it is of another log, or of a version that is not known.
+    """
+    path = identity.path(position)
+    try:
+        header = SegmentHeader.decode(await file.read(0, HEADER_BYTES))
+    except HeaderVersionUnknown as unknown:
+        raise ForeignLog(f"{path}: {unknown}") from unknown
+    for what, found, meant in (
+        ("cluster", header.cluster_id, identity.cluster_id),
+        ("journal", header.journal, identity.journal),
+        ("number of shards", len(header.next_seqs), identity.shard_count),
+    ):
+        if found != meant:
+            raise ForeignLog(f"{path}: its {what} is {found}, not {meant}; is this another site's data directory?")
+    if header.first_position != position:
+        raise WalCorrupted(path, 0, f"it begins at position {header.first_position}, not where its name says")
+    return header
+
+
 class Recovery:
     """One log's recovery: reads and judges everything first, and changes the disk only when nothing is refused.
 
@@ -179,7 +211,7 @@ class Recovery:
         self._storage = storage
         self._identity = identity
         self.segments: list[Segment] = []
-        self.next_seqs: list[int] = []
+        self.next_seqs = [1] * identity.shard_count
         self.last_timestamp_us = 0
         self.last_crcs = [0] * identity.shard_count
         self.position = 0
@@ -195,16 +227,30 @@ class Recovery:
             WalCorrupted: what was durable is damaged, missing or out of order.
             ForeignLog: it is not the log that is meant.
         """
-        await self._read_headers()
-        if self.segments:
-            header = self.segments[0].header
-            self.next_seqs, self.position = list(header.next_seqs), header.first_position
-            self.last_timestamp_us = header.last_timestamp_us
-        else:
-            self.next_seqs = [1] * self._identity.shard_count
-        for segment, following in zip_longest(self.segments, self.segments[1:]):
-            await self._read_segment(segment, following)
+        segments = await self._read_headers()
+        for segment, following in zip_longest(segments, segments[1:]):
+            await self.go_on(segment, following)
         self._check_evidence(evidence)
+
+    def follows(self, segment: Segment) -> bool:
+        """Whether a segment begins where what was read so far ends."""
+        ends = self.position, tuple(self.next_seqs)
+        return not self.segments or (segment.first, segment.header.next_seqs) == ends
+
+    async def go_on(self, segment: Segment, following: Segment | None) -> None:
+        """Read the next segment; `following` is the one behind it, None if it is the last.
+
+        Raises:
+            WalCorrupted: it is damaged, or does not follow. What was read up to there stands.
+        """
+        if not self.follows(segment):
+            detail = f"it goes on at {segment.header.next_seqs}, but the log before it ends at {tuple(self.next_seqs)}"
+            raise WalCorrupted(segment.path, 0, f"{detail}; {REMEDY}")
+        if not self.segments:
+            self.next_seqs, self.position = list(segment.header.next_seqs), segment.first
+            self.last_timestamp_us = segment.header.last_timestamp_us
+        self.segments.append(segment)
+        await self._read_segment(segment, following)
 
     async def repair(self) -> File | None:
         """Remove what no record is in, zero the torn tail, and write the last group once more; the last segment's open file.
@@ -241,23 +287,20 @@ class Recovery:
         first = self.segments[0].first if self.segments else self.position
         return RecoveryReport(self.entries, self.position - first, self.torn_bytes, len(self.segments))
 
-    async def _read_headers(self) -> None:
+    async def _read_headers(self) -> list[Segment]:
         directory = self._identity.directory
         names = await self._storage.names(directory)
         self._unused = [f"{directory}/{name}" for name in names if name.endswith(SUFFIX + TEMPORARY_SUFFIX)]
-        stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
-        # Any other name is not one of ours, but a copy, say, that somebody put there.
-        positions = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) == NAME_DIGITS]
+        positions = segment_positions(names)
+        segments: list[Segment] = []
         for position in positions:
             path = self._identity.path(position)
             file_bytes = await self._storage.size(path)
             file = await self._storage.open(path)
             try:
-                header = SegmentHeader.decode(await file.read(0, HEADER_BYTES))
-            except HeaderVersionUnknown as unknown:
-                raise ForeignLog(f"{path}: {unknown}") from unknown
+                header = await read_header(file, self._identity, position)
             except HeaderTorn as torn:
-                could_be_new = position == positions[-1] and (position == 0 or bool(self.segments))
+                could_be_new = position == positions[-1] and (position == 0 or bool(segments))
                 if not could_be_new or await _is_used(file, file_bytes):
                     raise WalCorrupted(path, 0, f"the header cannot be read ({torn}); {REMEDY}") from torn
                 # Its name came to disk without its header: no record was ever written to it.
@@ -265,25 +308,10 @@ class Recovery:
                 continue
             finally:
                 await file.close()
-            self._check_header(header, path, position)
-            self.segments.append(Segment(header, path, file_bytes))
-
-    def _check_header(self, header: SegmentHeader, path: str, position: int) -> None:
-        identity = self._identity
-        for what, found, meant in (
-            ("cluster", header.cluster_id, identity.cluster_id),
-            ("journal", header.journal, identity.journal),
-            ("number of shards", len(header.next_seqs), identity.shard_count),
-        ):
-            if found != meant:
-                raise ForeignLog(f"{path}: its {what} is {found}, not {meant}; is this another site's data directory?")
-        if header.first_position != position:
-            raise WalCorrupted(path, 0, f"it begins at position {header.first_position}, not where its name says")
+            segments.append(Segment(header, path, file_bytes))
+        return segments
 
     async def _read_segment(self, segment: Segment, following: Segment | None) -> None:
-        if (segment.first, segment.header.next_seqs) != (self.position, tuple(self.next_seqs)):
-            detail = f"it goes on at {segment.header.next_seqs}, but the log before it ends at {tuple(self.next_seqs)}"
-            raise WalCorrupted(segment.path, 0, f"{detail}; {REMEDY}")
         next_position = None if following is None else following.first
         scan = SegmentScan(segment.header, file_bytes=segment.file_bytes, next_position=next_position)
         file = await self._storage.open(segment.path)
@@ -307,6 +335,7 @@ class Recovery:
             segment.end = scan.end
 
     def _take(self, segment: Segment, record: Record) -> None:
+        self.position = record.position
         offset = segment.offset(record.position)
         try:
             block = Block(record.body)
@@ -337,3 +366,40 @@ async def _is_used(file: File, file_bytes: int) -> bool:
         if (await file.read(at, SCAN_BYTES)).rstrip(b"\0"):
             return True
     return False
+
+
+async def salvage(storage: Storage, identity: LogIdentity) -> Recovery | None:
+    """The part of a damaged log that is whole behind its last damage, or, if nothing is there, before it.
+
+    Nothing on the disk changes. It begins where a segment does, as a log of which the rest was trimmed, and nothing may be
+    appended to it. None if no entry can be read.
+
+    Raises:
+        ForeignLog: it is not the log that is meant.
+    """
+    segments: list[Segment | None] = []
+    for position in segment_positions(await storage.names(identity.directory)):
+        path = identity.path(position)
+        file = await storage.open(path)
+        try:
+            header = await read_header(file, identity, position)
+            segments.append(Segment(header, path, await storage.size(path)))
+        except (HeaderTorn, WalCorrupted):
+            segments.append(None)
+        finally:
+            await file.close()
+    whole, part = None, Recovery(storage, identity)
+    for segment, following in zip_longest(segments, segments[1:]):
+        if segment is None or not part.follows(segment):
+            part = Recovery(storage, identity)
+        if segment is None:
+            continue
+        is_damaged = False
+        try:
+            await part.go_on(segment, following)
+        except WalCorrupted:
+            is_damaged = True
+        whole = part if part.entries else whole
+        if is_damaged:
+            part = Recovery(storage, identity)
+    return whole

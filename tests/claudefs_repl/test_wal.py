@@ -118,16 +118,17 @@ def test_a_header_with_any_flipped_bit_is_refused():
     for at in [*range(200), HEADER_BYTES - 1]:
         damaged = bytearray(encoded)
         damaged[at] ^= 1 << at % 8
-        with pytest.raises((HeaderTorn, HeaderVersionUnknown)):
+        with pytest.raises(HeaderTorn):
             SegmentHeader.decode(bytes(damaged))
 
 
-def test_another_format_version_is_told_as_such():
+def test_another_format_version_is_told_as_such(monkeypatch):
     """A segment of a later program is refused by its version, not taken for damage."""
-    encoded = bytearray(header().encode())
-    encoded[8] = 2
+    with monkeypatch.context() as later:
+        later.setattr(wal, "VERSION", 2)
+        encoded = header().encode()
     with pytest.raises(HeaderVersionUnknown, match="version 2"):
-        SegmentHeader.decode(bytes(encoded))
+        SegmentHeader.decode(encoded)
 
 
 def test_a_cut_at_any_byte_keeps_the_whole_records_before_it():

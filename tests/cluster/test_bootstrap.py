@@ -169,6 +169,37 @@ async def test_a_site_that_was_cut_off_is_made_anew_and_keeps_what_it_alone_has(
     await lab.ok("verify", "--wait", "20")
 
 
+async def test_a_damaged_segment_takes_nothing_with_it_that_peers_hold_or_that_lies_elsewhere(
+    make_lab: Any, make_files: Any, tmp_path: Path
+) -> None:
+    """A bit has turned in an old part of the own log: what the site wrote alone since then is journaled again."""
+    lab = await make_lab(2, settings={"journal": {**TINY["journal"], "snapshot_every_bytes": 512 * MIB}})
+    await lab.put("beta", make_files(tmp_path / "large", 1, large=6), "/large")
+    await lab.converge()
+    await lab.kill("alpha")
+    alone = make_files(tmp_path / "alone", 30)
+    await lab.put("beta", alone, "/alone")
+    await lab.kill("beta")
+    first, *others = sorted((lab.data_dir("beta") / "journals").glob("2-*/*.seg"))
+    assert others, "the log has a closed segment"
+    with first.open("r+b") as file:
+        file.seek(4 * MIB)
+        (byte,) = file.read(1)
+        file.seek(4 * MIB)
+        file.write(bytes([byte ^ 1]))
+    await lab.start("alpha")
+    done = await lab.cli("bootstrap", "beta", "--from", "alpha", "--json")
+    assert done.code == 0, done.err + done.out.decode()
+    assert done.json["journaled_again"] > 30
+    assert not done.json["lost"]
+    (damage,) = done.json["damage"]
+    assert first.name in damage
+    assert "what is whole of it is used" in damage
+    await lab.start("beta")
+    await lab.converge()
+    await lab.assert_same_everywhere("/alone", alone)
+
+
 async def test_what_is_nowhere_any_more_is_told_with_its_seqs(make_lab: Any) -> None:
     """Peers that were told of entries, and did not get them before the disk was gone, say which they are."""
     lab = await make_lab(2)

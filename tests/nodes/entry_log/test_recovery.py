@@ -114,6 +114,47 @@ async def test_damage_in_a_closed_segment_stops_the_site(lab):
         await EntryLog.open(**lab.fields(disk))
 
 
+async def test_of_a_damaged_log_what_is_whole_behind_the_damage_can_be_read_or_else_what_is_before_it(lab):
+    """Whichever byte has turned, or whichever segment is gone: a run of the log's entries, and the disk is as it was."""
+    disk, writer = lab.FakeStorage(), lab.Writer()
+    blocks = await lab.fill(disk, [[writer.block(n % 2, size=300), writer.block(0)] for n in range(8)])
+    rows = lab.rows_of(blocks)
+    whole = await EntryLog.salvage(**lab.fields(disk))
+    assert lab.rows_of(await lab.read_all(whole)) == rows
+    images = {path: bytes(content) for path, content in disk.segments.items()}
+    assert len(images) >= 3
+    begins = {}
+    for path in images:
+        log = await EntryLog.open(**lab.fields(disk))
+        begins[path] = next(segment.header.next_seqs for segment in log._segments if segment.path == path)
+    paths = list(images)
+    for path, image in images.items():
+        follower = paths[paths.index(path) + 1] if path != paths[-1] else None
+        for at in range(0, len(image.rstrip(b"\0")), 11):
+            damaged = bytearray(image)
+            damaged[at] ^= 1 << at % 8
+            disk.live[path].live = bytearray(damaged)
+            log = await EntryLog.salvage(**lab.fields(disk))
+            found = lab.rows_of(await lab.read_all(log))
+            for shard, some in found.items():
+                assert some == rows[shard][log.firsts[shard] - 1 : log.tails[shard]]
+            if follower is not None:
+                assert (log.firsts, log.tails) == (begins[follower], (12, 4))
+            else:
+                assert log.firsts == (1, 1)
+                assert all(first - 1 <= tail for first, tail in zip(begins[path], log.tails, strict=True))
+            assert disk.live[path].live == damaged
+            await log.close()
+        disk.live[path].live = bytearray(image)
+    for gone in paths[:-1]:
+        inode = disk.live.pop(gone)
+        log = await EntryLog.salvage(**lab.fields(disk))
+        assert (log.firsts, log.tails) == (begins[paths[paths.index(gone) + 1]], (12, 4))
+        disk.live[gone] = inode
+    disk.live.clear()
+    assert await EntryLog.salvage(**lab.fields(disk)) is None
+
+
 async def test_a_missing_segment_stops_the_site(lab):
     """A hole in the chain of segments is never read over."""
     disk, writer = lab.FakeStorage(), lab.Writer()
@@ -211,7 +252,7 @@ async def test_a_foreign_log_is_refused(lab, changes, word):
     assert disk.last == before
 
 
-async def test_a_log_of_another_journal_or_version_is_refused(lab):
+async def test_a_log_of_another_journal_or_version_is_refused(lab, monkeypatch):
     """A segment that was put into the wrong directory, or is a later program's, is refused by name."""
     disk = lab.FakeStorage()
     await lab.fill(disk, lab.three_groups())
@@ -220,10 +261,15 @@ async def test_a_log_of_another_journal_or_version_is_refused(lab):
     disk.live[f"journals/4-0000000000000001/{0:020d}.seg"] = disk.live[path]
     with pytest.raises(ForeignLog, match="journal"):
         await EntryLog.open(**lab.fields(disk, journal=other))
-    disk.live[path].live[8] = 9
-    with pytest.raises(ForeignLog, match="version 9"):
-        await EntryLog.open(**lab.fields(disk))
-    disk.live[path].live[8] = 1
+    ours, theirs = disk.live[path], lab.FakeStorage()
+    with monkeypatch.context() as later:
+        later.setattr(wal, "VERSION", 9)
+        await lab.fill(theirs, lab.three_groups())
+    disk.live[path] = theirs.live[path]
+    for find in (EntryLog.open, EntryLog.salvage):
+        with pytest.raises(ForeignLog, match="version 9"):
+            await find(**lab.fields(disk))
+    disk.live[path] = ours
     disk.live[f"{lab.DIRECTORY}/{55:020d}.seg"] = disk.live.pop(path)
     with pytest.raises(WalCorrupted, match="name"):
         await EntryLog.open(**lab.fields(disk))
