@@ -134,20 +134,33 @@ def join_log(*segments: tuple[int, bytes, bytes]) -> bytes:
     )
 
 
+def _fields(storage: MemoryStorage) -> dict[str, Any]:
+    return {
+        "storage": storage,
+        "journal": JOURNAL,
+        "cluster_id": CLUSTER_ID,
+        "shard_count": SHARDS,
+        "segment_bytes": HEADER_BYTES + 4096,
+        "entropy": random.Random(0).randbytes,
+    }
+
+
 def open_log(storage: MemoryStorage) -> Awaitable[EntryLog]:
-    return EntryLog.open(
-        storage=storage,  # type: ignore[arg-type]
-        journal=JOURNAL,
-        cluster_id=CLUSTER_ID,
-        shard_count=SHARDS,
-        segment_bytes=HEADER_BYTES + 4096,
-        entropy=random.Random(0).randbytes,
-    )
+    return EntryLog.open(**_fields(storage))
 
 
 async def read_log(storage: MemoryStorage) -> list[tuple[Any, ...]]:
-    """Recover a log and read it through; then append to it."""
-    log = await open_log(storage)
+    """Recover a log and read it through."""
+    return await _read_through(await open_log(storage))
+
+
+async def read_whole_part(storage: MemoryStorage) -> list[tuple[Any, ...]]:
+    """Read through what is whole of a log."""
+    log = await EntryLog.salvage(**_fields(storage))
+    return [] if log is None else await _read_through(log)
+
+
+async def _read_through(log: EntryLog) -> list[tuple[Any, ...]]:
     reader = log.reader(tuple(first - 1 for first in log.firsts))
     rows: list[tuple[Any, ...]] = []
     while blocks := await reader.read(bytes_max=700):
@@ -178,6 +191,14 @@ def recover_log(data: bytes) -> list[tuple[Any, ...]]:
 def damage_log(data: bytes) -> None:
     """What is read of a log that was damaged, and not forged with right sums, was once written to it."""
     assert genuine_rows().issuperset(recover_log(data))
+
+
+def salvage_log(data: bytes) -> None:
+    """Of a log with any damage what was written is read, or nothing; the files are as they were."""
+    storage = MemoryStorage(split_log(data))
+    before = {path: bytes(content) for path, content in storage.files.items()}
+    assert genuine_rows().issuperset(trio.run(read_whole_part, storage))
+    assert before == {path: bytes(content) for path, content in storage.files.items()}
 
 
 def mend_log(data: bytes) -> bytes:
@@ -433,6 +454,15 @@ DISK = [
         "log_damage",
         damage_log,
         (WalCorrupted, ForeignLog),
+        log_seeds,
+        words=(CODEC.mark,),
+        steps_base=4000,
+        steps_per_byte=40,
+    ),
+    Target(
+        "log_salvage",
+        salvage_log,
+        (ForeignLog,),
         log_seeds,
         words=(CODEC.mark,),
         steps_base=4000,
