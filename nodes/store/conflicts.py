@@ -101,7 +101,8 @@ _INSERT = (
 )
 _RAISE = "UPDATE conflict SET kind = ?2, winner = ?3, parent = ?4, name = ?5 WHERE id = ?1 AND winner < ?3"
 _DECIDE = "UPDATE conflict SET kind = ?2, winner = ?3 WHERE id = ?1"
-_OF_TARGET = "SELECT id, loser, run FROM conflict WHERE object = ? AND facet = ? AND detail = ? ORDER BY id"
+_OF_TARGET = "SELECT id, loser FROM conflict WHERE object = ? AND facet = ? AND detail = ? ORDER BY id"
+_OF_RUN = "SELECT id, loser FROM conflict WHERE object = ? AND facet = ? AND detail = ? AND run = ? ORDER BY id"
 _DROP = "DELETE FROM conflict WHERE id = ?"
 _PIECES = "SELECT low, high, winner, data FROM piece WHERE conflict = ? AND low < ? AND high > ? ORDER BY low"
 _DROP_PIECES = "DELETE FROM piece WHERE conflict = ? AND low < ? AND high > ?"
@@ -166,20 +167,23 @@ class ConflictList:
 
     def cover(self, target: Target, cause: Cause) -> None:
         """Leave out the losers of a target that a later entry of their own run covers."""
-        for number, loser, run in self._connection.execute(_OF_TARGET, target).fetchall():
-            if _is_covered(cause, loser, run):
-                self.drop(number)
+        for number in self._covered(target, cause):
+            self.drop(number)
 
     def cover_pieces(self, target: Target, cause: Cause, low: int, high: int) -> None:
         """Leave out the bytes of losers that a later entry of their own run writes again."""
-        for number, loser, run in self._connection.execute(_OF_TARGET, target).fetchall():
-            if _is_covered(cause, loser, run):
-                self._cut_out(number, low, high)
-                (winner,) = self._connection.execute(_LATEST_PIECE, (number,)).fetchone()
-                if winner is None:
-                    self.drop(number)
-                else:
-                    self._connection.execute("UPDATE conflict SET winner = ? WHERE id = ?", (winner, number))
+        for number in self._covered(target, cause):
+            self._cut_out(number, low, high)
+            (winner,) = self._connection.execute(_LATEST_PIECE, (number,)).fetchone()
+            if winner is None:
+                self.drop(number)
+            else:
+                self._connection.execute("UPDATE conflict SET winner = ? WHERE id = ?", (winner, number))
+
+    def _covered(self, target: Target, cause: Cause) -> list[bytes]:
+        """The conflicts whose loser is an earlier entry of the same run."""
+        found = self._connection.execute(_OF_RUN, (*target, cause.run)).fetchall()
+        return [number for number, loser in found if loser < cause.packed and is_same_journal(loser, cause.packed)]
 
     def drop(self, number: bytes) -> None:
         """A conflict goes, with its pieces."""
@@ -189,7 +193,7 @@ class ConflictList:
 
     def of_target(self, target: Target) -> dict[bytes, bytes]:
         """The losers of a target, by conflict."""
-        return {number: loser for number, loser, _ in self._connection.execute(_OF_TARGET, target).fetchall()}
+        return dict(self._connection.execute(_OF_TARGET, target).fetchall())
 
     def _cut_out(self, number: bytes, low: int, high: int) -> list[tuple[int, int, bytes, bytes | None]]:
         """Take a range out of a conflict's pieces; what lay in it."""
@@ -212,7 +216,3 @@ class ConflictList:
 def cut_data(data: bytes | None, data_low: int, low: int, high: int) -> bytes | None:
     """The bytes between two offsets of data that begins at another; a hole stays a hole."""
     return None if data is None else data[low - data_low : high - data_low]
-
-
-def _is_covered(cause: Cause, loser: bytes, run: bytes) -> bool:
-    return loser < cause.packed and run == cause.run and is_same_journal(loser, cause.packed)

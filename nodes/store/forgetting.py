@@ -27,8 +27,10 @@ _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND 
 _SAME_TARGET = "SELECT stamp FROM recent WHERE object = ? AND facet = ? AND detail = ?"
 _RECENT_OF = "SELECT stamp FROM recent WHERE object = ?"
 _IS_WANTED = """
-SELECT 1 FROM conflict c WHERE (c.object = ?1 OR c.inode = ?1) AND c.is_kept
-AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) LIMIT 1
+SELECT 1 FROM (
+    SELECT id, is_kept FROM conflict WHERE object = ?1
+    UNION ALL SELECT id, is_kept FROM conflict WHERE inode = ?1 AND inode <> object
+) c WHERE c.is_kept AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) LIMIT 1
 """
 _RUNS = (
     "SELECT origin, incarnation, seen, shard, max(last_seq) FROM seen_run GROUP BY origin, incarnation, seen, shard "

@@ -15,10 +15,11 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from claudefs_repl.checkpoint import Cursors
-from claudefs_repl.journal import STAMP_BITS, Stamp
+from claudefs_repl.journal import DATA_BYTES_MAX, STAMP_BITS, Stamp
 from nodes.store.causality import Causality, Cause
 from nodes.store.conflicts import ConflictKind, ConflictList, Facet, Loser, Target, cut_data
 from nodes.store.schema import Named
@@ -30,21 +31,25 @@ _RECALL = (
 )
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
 _FORGET_ALL = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ?"
-_RECALL_RUNS = (
-    "SELECT detail, stamp, high, value, name FROM recent WHERE object = ? AND facet = ? AND detail < ? AND high > ? "
-    "ORDER BY detail, stamp"
-)
+_RECALL_RUNS = """
+SELECT detail, stamp, high, value, name FROM recent
+WHERE object = ?1 AND facet = ?2 AND high > ?3 AND detail >= ?4 AND detail < ?5
+UNION ALL SELECT detail, stamp, high, value, name FROM recent
+WHERE object = ?1 AND facet = ?2 AND high > ?3 AND detail >= ?6 AND detail < ?7
+"""
 _RECALL_FACET = (
     "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? ORDER BY detail, stamp"
 )
 _HAS = "SELECT EXISTS (SELECT 1 FROM tomb), EXISTS (SELECT 1 FROM trash)"
 _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
 CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
+_LONG = b"\xff"
+"""Before the offset of a remembered piece that is longer than any write, in its `detail`: behind all others."""
 _LEFT = b"left"
 _COVERED = b"covered"
 _NAMED = "SELECT named, named_stamp FROM inode WHERE inode = ?"
-_REMEMBERED = "SELECT DISTINCT object, facet FROM recent"
-_CONTESTED = "SELECT DISTINCT object, facet FROM conflict"
+_REMEMBERED = "SELECT object, facet, count(*) FROM recent GROUP BY object, facet"
+_CONTESTED = "SELECT object, facet, count(*) FROM conflict GROUP BY object, facet"
 _FACET_BITS = 5
 _CONFLICT = 1 << _FACET_BITS - 1
 """Set in the keys of facets that have a conflict; they are watched without it as well."""
@@ -93,7 +98,7 @@ class Watched:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._keys: set[int] = set()
         self._bits: bytearray | None = None
-        self._forgotten = 0
+        self._forgotten = self._rows = 0
         self._load(connection)
 
     def has(self, inode: int, facet: Facet) -> bool:
@@ -120,17 +125,19 @@ class Watched:
         self._add(inode << _FACET_BITS | facet | _CONFLICT)
 
     def reload(self, connection: sqlite3.Connection, forgotten: int) -> None:
-        """Watch just what must be, after so many more changes were forgotten; for a filter they must be many."""
+        """Watch just what must be, once as many changes were forgotten as were read the last time; for a filter, many."""
         self._forgotten += forgotten
-        if self._forgotten > (0 if self._bits is None else WATCHED_MAX):
+        if self._forgotten >= max(self._rows, 1 if self._bits is None else WATCHED_MAX):
             self._load(connection)
 
     def _load(self, connection: sqlite3.Connection) -> None:
-        self._keys, self._bits, self._forgotten = set(), None, 0
-        for inode, facet in connection.execute(_REMEMBERED):
+        self._keys, self._bits, self._forgotten, self._rows = set(), None, 0, 0
+        for inode, facet, rows in connection.execute(_REMEMBERED):
             self.add(inode, facet)
-        for inode, facet in connection.execute(_CONTESTED):
+            self._rows += rows
+        for inode, facet, rows in connection.execute(_CONTESTED):
             self.add_conflict(inode, facet)
+            self._rows += rows
 
     def _add(self, key: int) -> None:
         if self._bits is None:
@@ -389,7 +396,7 @@ class Judge:
 
     def remember_piece(self, inode: int, piece: Piece) -> None:
         """Keep bytes that the tree does not show."""
-        target = Target(inode, Facet.DATA, LOW.pack(piece.low))
+        target = Target(inode, Facet.DATA, _detail_of(piece))
         name = _COVERED if piece.is_covered else None
         self.remember(target, Memory(piece.stamp, inode, None, name, piece.data), high=piece.high)
 
@@ -407,15 +414,19 @@ class Judge:
         self.conflicts.lose_piece(target, loser, winner, low, high, data)
 
     def _recall_runs(self, inode: int, low: int, high: int) -> list[Piece]:
-        rows = self.connection.execute(_RECALL_RUNS, (inode, Facet.DATA, LOW.pack(high), low)).fetchall()
-        return [
-            Piece(LOW.unpack(detail)[0], run_high, stamp, data, name == _COVERED)
+        # What begins further below does not reach here, unless it is long.
+        short = LOW.pack(max(0, low - DATA_BYTES_MAX)), LOW.pack(high)
+        long = _LONG + LOW.pack(0), _LONG + LOW.pack(high)
+        rows = self.connection.execute(_RECALL_RUNS, (inode, Facet.DATA, low, *short, *long)).fetchall()
+        pieces = [
+            Piece(LOW.unpack(detail[-LOW.size :])[0], run_high, stamp, data, name == _COVERED)
             for detail, stamp, run_high, data, name in rows
         ]
+        return sorted(pieces, key=itemgetter(0, 2))
 
     def _cut_memory(self, inode: int, piece: Piece, later: Piece) -> None:
         """A remembered piece loses the bytes that a later entry of its run writes again, and is covered by its hole."""
-        self.connection.execute(_FORGET, (inode, Facet.DATA, LOW.pack(piece.low), piece.stamp))
+        self.connection.execute(_FORGET, (inode, Facet.DATA, _detail_of(piece), piece.stamp))
         if piece.low < later.low:
             self.remember_piece(inode, _cut(piece, piece.low, later.low))
         if later.data is None and piece.data is not None:
@@ -459,3 +470,8 @@ class Judge:
 def _cut(piece: Piece, low: int, high: int) -> Piece:
     low, high = max(piece.low, low), min(piece.high, high)
     return piece._replace(low=low, high=high, data=cut_data(piece.data, piece.low, low, high))
+
+
+def _detail_of(piece: Piece) -> bytes:
+    """What finds a remembered piece among those of its file: where it begins."""
+    return LOW.pack(piece.low) if piece.high - piece.low <= DATA_BYTES_MAX else _LONG + LOW.pack(piece.low)

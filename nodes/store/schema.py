@@ -35,7 +35,7 @@ from enum import IntEnum
 from claudefs_repl.error import CallerError
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x43465352
 """`CFSR`: tells the store from any other SQLite file."""
 PAGE_BYTES = 8192
@@ -136,7 +136,8 @@ CREATE TABLE conflict(
     loser BLOB NOT NULL, run BLOB NOT NULL, winner BLOB NOT NULL,
     inode INTEGER NOT NULL, parent INTEGER, name BLOB, value, is_kept INTEGER NOT NULL DEFAULT 1
 );
-CREATE INDEX conflict_object ON conflict(object, facet);
+CREATE INDEX conflict_target ON conflict(object, facet, detail, run);
+CREATE INDEX conflict_inode ON conflict(inode) WHERE inode <> object;
 CREATE INDEX conflict_loser ON conflict(loser, id);
 CREATE TABLE piece(
     conflict BLOB NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, winner BLOB NOT NULL, data BLOB,

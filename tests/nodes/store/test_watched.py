@@ -39,18 +39,23 @@ def test_beyond_the_limit_nothing_is_missed_and_little_is_looked_up_in_vain(site
 
 
 def test_what_was_forgotten_is_looked_up_no_more(site, monkeypatch):
-    """A set is read again after anything was forgotten, a filter only after much was."""
-    remember(site, 5, Facet.DATA)
+    """A set is read again after as much was forgotten as there was to read, a filter only after much was."""
+    for inode in (5, 6):
+        remember(site, inode, Facet.DATA)
     watched = Watched(site.connection)
     site.connection.execute("DELETE FROM recent")
     watched.reload(site.connection, 0)
+    watched.reload(site.connection, 1)
     assert watched.has(5, Facet.DATA)
+    watched.reload(site.connection, 1)
+    assert not watched.has(5, Facet.DATA)
+    watched.add(5, Facet.DATA)
     watched.reload(site.connection, 1)
     assert not watched.has(5, Facet.DATA)
     monkeypatch.setattr(judge, "WATCHED_MAX", 3)
     for inode in range(5):
         watched.add(inode, Facet.DATA)
-    watched.reload(site.connection, 3)
+    watched.reload(site.connection, 2)
     assert watched.has(4, Facet.DATA)
     watched.reload(site.connection, 1)
     assert not watched.has(4, Facet.DATA)
