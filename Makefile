@@ -6,6 +6,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK   := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
           --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
+# Every target starts many processes: each finds its modules compiled, although the surroundings keep Python from that.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint format kill9 converge sim mutants fuzz chaos bench lock clean
 
 demo: $(VENV)/.installed ## three real sites, a real tree, a kill -9, a comparison (under 90 s)
@@ -51,6 +54,7 @@ lock: $(VENV)/.developed ## write the lock files anew from pyproject.toml
 
 clean: ## remove what set-up and tests made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "claudefs-repl needs Python 3.11 or later; choose one with: make PYTHON=python3.12 ...")'
