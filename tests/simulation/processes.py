@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
@@ -35,7 +36,7 @@ class Process:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     open_sockets: int = 0
     open_files: int = 0
-    _calls: dict[trio.CancelScope, None] = field(default_factory=dict)
+    _calls: dict[Task, None] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise if it is dead."""
@@ -44,19 +45,24 @@ class Process:
 
     async def wait(self, seconds: float) -> None:
         """Wait in a call of the kernel: nothing ends it but the end of the process."""
-        with trio.CancelScope(shield=True) as scope:
-            self._calls[scope] = None
-            try:
-                await trio.sleep(seconds)
-            finally:
-                del self._calls[scope]
         self.check()
+        task, world = current_task(), self.machine.world
+        self._calls[task] = None
+        world.at(world.now_s() + seconds, self._return, task)
+        await wait_task_rescheduled(lambda _: Abort.FAILED)
+        self.check()
+
+    def _return(self, task: Task) -> None:
+        if task in self._calls:
+            del self._calls[task]
+            reschedule(task)
 
     def die(self) -> None:
         """Nothing that its tasks do from now on has an effect."""
         self.is_alive = False
-        for call in self._calls:
-            call.cancel()
+        calls, self._calls = self._calls, {}
+        for task in calls:
+            reschedule(task)
         self.scope.cancel()
 
 

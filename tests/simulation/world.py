@@ -105,11 +105,13 @@ class World:
 
         # The clock is asked to jump when no task can run: it is then that the outside world moves.
         self.clock._autojump = self._jump  # type: ignore[method-assign]
+        # Time is asked for many times in each step, and stands still between two jumps.
+        self.clock.current_time = self.now_s  # type: ignore[method-assign]
         with _seeded_scheduler(self.seed):
             try:
                 trio.run(guarded, clock=self.clock)
             finally:
-                del self.clock._autojump
+                del self.clock._autojump, self.clock.current_time
         if self._error is not None:
             raise self._error
 
