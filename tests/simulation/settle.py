@@ -119,7 +119,7 @@ async def _what_is_missing(
             since_s = trio.current_time()
             asking_since_s.pop(name, None)
         needed = trio.current_time() > since_s + PATIENCE_S
-        refused = any(link["stamps_refused"] or link["cut_off"] for link in status["peers"].values())
+        refused = any(link["stamps_refused"] for link in status["peers"].values())
         if needed or (is_late and refused and name not in helped):
             helped.add(name)
             asking_since_s.pop(name, None)
