@@ -39,6 +39,12 @@ EVENTS: Mapping[str, EventKind] = {
     "replayed": EventKind("info", "entries that the view lacked were folded from the own log", "entries duration_ms"),
     "view_rebuilt": EventKind("info", "the view was made anew from a snapshot and the logs", "entries duration_ms"),
     "site_ready": EventKind("info", "clients and peers are served", "mode"),
+    "past_unknown": EventKind(
+        "warning",
+        "the data directory was empty, its disk may be lost: no client writes until all peers have told",
+        "detail",
+    ),
+    "past_known": EventKind("info", "what peers held of the site's past is here, or there is none", "had_past"),
     "catch_up_started": EventKind("info", "the site looks for what its peers have more", "all_peers_reached"),
     "caught_up": EventKind("info", "what peers told at first contact is applied here", "duration_ms"),
     "site_stopping": EventKind("info", "a signal came; no new work is taken", "reason"),

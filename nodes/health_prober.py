@@ -126,6 +126,7 @@ async def _probe(link: Link, record: PeerRecord, ping_id: int, view: SelfView, w
     if record.first_tails is None:
         record.first_tails = pong.tails
         record.first_received = pong.received
+        record.first_applied = pong.applied
     record.clock_offset_us = pong.wall_us - (sent_us + wall_clock.now_us()) // 2
     record.word = Word(pong.applied, {**pong.received, **pong.tails})
     record.note_tails(pong.tails)

@@ -36,8 +36,8 @@ class PeerRecord:
             beyond the allowed drift the entries are that this site refuses from the peer, None if it refuses none;
             former_offered_s is when a batch of a former journal last came from the peer, whether it was taken or not.
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
-        first_tails, first_received: by the health prober: where the peer's journals ended, and what it held of all journals,
-            when it was first reached.
+        first_tails, first_received, first_applied: by the health prober: where the peer's journals ended, and what it held
+            and had applied of all journals, when it was first reached.
         received, applied, told_by_us: by whoever hears from the peer last, sender or prober. They are replaced, not joined:
             a peer whose disk was wiped says less than before, and that is the truth. told_by_us is what it was ever told of
             this site's journals.
@@ -72,6 +72,7 @@ class PeerRecord:
     called_at_s: float = float("-inf")
     first_tails: Cursors | None = None
     first_received: Cursors = field(default_factory=dict)
+    first_applied: Cursors = field(default_factory=dict)
     received: Cursors = field(default_factory=dict)
     applied: Cursors = field(default_factory=dict)
     told_by_us: Cursors = field(default_factory=dict)

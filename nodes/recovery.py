@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -16,13 +16,15 @@ from claudefs_repl.journal import Incarnation, JournalId
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.applier import Applier
 from nodes.entry_log import GapInLog
-from nodes.evidence import Evidence, read_evidence
+from nodes.evidence import Evidence, read_evidence, write_evidence
 from nodes.journals import JOURNALS_DIR, Journals, LogSettings
+from nodes.lost_disk import WAS_EMPTY
+from nodes.runtime import NEW_NAME
 from nodes.seams import Entropy, Storage, StoreRunner
 from nodes.small_json import parse_json
 from nodes.snapshots import SNAPSHOTS_DIR, Snapshot, newest_snapshot, remove_store, restore_snapshot
 from nodes.store.sqlite_store import SqliteStore
-from nodes.write_gate import WriteGate
+from nodes.write_gate import LOST, WriteGate
 
 IDENTITY_FILE = "site.json"
 STORE_FILE = "view.sqlite"
@@ -71,9 +73,7 @@ async def recover(
     is_new = own is None
     if own is None:
         own = await _begin_journal(cluster, site, storage, entropy)
-    evidence = await read_evidence(storage)
-    for name, why in evidence.refusing.items():
-        gate.close(name, why)
+    evidence = await _take_evidence(cluster, site, storage, gate, logger, is_new=is_new)
     journals = await Journals.open(
         storage=storage,
         settings=LogSettings(cluster.cluster_id, cluster.shards, cluster.journal.segment_bytes),
@@ -84,6 +84,7 @@ async def recover(
     )
     if is_new:
         await write_identity(storage, cluster, site, own, is_ready=True)
+        await storage.remove(NEW_NAME)
         logger.info("journal_created", journal=str(own))
     else:
         for log in journals.all():
@@ -116,6 +117,28 @@ async def recover(
         duration_ms = round((trio.current_time() - started_s) * 1000)
         logger.info("view_rebuilt" if rebuild else "replayed", entries=replayed, duration_ms=duration_ms)
     return Recovered(journals, incarnations, store, snapshot, replayed, evidence)
+
+
+async def _take_evidence(
+    cluster: ClusterConfig,
+    site: SiteConfig,
+    storage: Storage,
+    gate: WriteGate,
+    logger: FilteringBoundLogger,
+    *,
+    is_new: bool,
+) -> Evidence:
+    """What the directory tells beside the logs; the gate is closed for what has to be overcome first."""
+    evidence = await read_evidence(storage)
+    if is_new and cluster.peers_of(site.site_id) and await storage.read_file(NEW_NAME) is None:
+        # Durable before the site counts as one that has run: the next start knows no more of its past than this one.
+        evidence = replace(evidence, refusing={**evidence.refusing, LOST: WAS_EMPTY})
+        await write_evidence(storage, evidence)
+    for name, why in evidence.refusing.items():
+        gate.close(name, why)
+    if LOST in evidence.refusing:
+        logger.warning("past_unknown", detail=evidence.refusing[LOST])
+    return evidence
 
 
 async def read_identity(cluster: ClusterConfig, site: SiteConfig, storage: Storage) -> JournalId | None:

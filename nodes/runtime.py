@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from claudefs_repl.error import ConfigInvalid
@@ -18,6 +19,8 @@ SOCKET_PATH_BYTES_MAX = 107
 """`sun_path` of Linux has 108 bytes, one of them NUL; other systems have 104, which a hashed name stays below too."""
 LOCK_NAME = "lock"
 """In a data directory: locked, and with the pid in it, for as long as a site runs there."""
+NEW_NAME = "new"
+"""In a data directory in which no site has run yet: it is that of a new one, and not what a lost disk left."""
 EVENTS_NAME = "events.jsonl"
 OUTPUT_NAME = "output.log"
 """What a site that the launcher started wrote to its stdout and stderr: a traceback, if anything."""
@@ -79,6 +82,18 @@ def events_path(site: SiteConfig) -> Path:
 def output_path(site: SiteConfig) -> Path:
     """What a started site wrote to its stdout and stderr."""
     return site.data_dir / OUTPUT_NAME
+
+
+def mark_new(cluster: ClusterConfig) -> None:
+    """Mark the data directories of a new cluster's sites on this machine, so that they begin without asking their peers.
+
+    One that cannot be made here is left out: its site asks them.
+    """
+    for site in cluster.sites:
+        if is_local_address(site.address):
+            with suppress(OSError):
+                site.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (site.data_dir / NEW_NAME).touch()
 
 
 def _runtime_dirs() -> list[Path]:

@@ -368,7 +368,7 @@ class Site:
             lambda: run_own_health(
                 site_id=self._site.site_id,
                 interval_s=interval_s,
-                caught_up=lambda: has_caught_up(recovered, self._peers.values(), self._gate),
+                caught_up=lambda: has_caught_up(recovered, self._peers.values(), self._gate, self._logger),
                 # A journal or store that fails ends the process: what is left to ask is the clock.
                 healthy=lambda: clock_watch.is_in_bounds,
                 startup_wait_s=self._cluster.startup.startup_wait_s,

@@ -14,8 +14,9 @@ CLOCK = "clock"
 LACKS_LOG = "lacks_log"
 FORMER = "former"
 STRANDED = "stranded"
-LASTING = (PEER_AHEAD, DIVERGED)
-"""Reasons that are in what the data directory holds: they outlast a restart, and go with it or with a bootstrap."""
+LOST = "lost"
+LASTING = (PEER_AHEAD, DIVERGED, LOST)
+"""Reasons that are in what the data directory holds or lacks: they outlast a restart, and go with it or a bootstrap."""
 
 
 def remedy_anew(site: str, peer: str) -> str:

@@ -27,7 +27,7 @@ from nodes.commands.lab import ask_site, reserved_ports
 from nodes.config import cluster_text, load_cluster, local_sites
 from nodes.key_files import make_keys, write_keys
 from nodes.launcher import Launcher, SiteFailed, describe_end, stop_timeout_s
-from nodes.runtime import SystemClock, socket_candidates
+from nodes.runtime import SystemClock, mark_new, socket_candidates
 from nodes.storage import used_bytes
 
 COMMAND_TIMEOUT_S = 120.0
@@ -372,6 +372,7 @@ async def open_stage(scenario: Scenario, directory: Path) -> AsyncIterator[Stage
         await stack.enter_async_context(removed_at_end(list(disks.values())))
         for disk in disks.values():
             await disk.mount()
+        mark_new(cluster)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(mesh.run)
         stack.callback(nursery.cancel_scope.cancel)

@@ -39,7 +39,7 @@ from nodes.launcher import (
     wait_ready,
     wait_writable,
 )
-from nodes.runtime import SystemClock, is_local_address, site_pid
+from nodes.runtime import SystemClock, is_local_address, mark_new, site_pid
 from nodes.supervisor import run_up
 
 DEFAULT_BASE_PORT = 7400
@@ -67,6 +67,7 @@ def init(directory: Path, sites: int, base_port: int, as_json: bool) -> None:
         write_cluster(directory, sites, base_port, cluster_id=f"cluster-{os.urandom(4).hex()}")
     cluster = load_cluster(path)
     keys = write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
+    mark_new(cluster)
     names = [site.name for site in cluster.sites]
     if as_json:
         echo_json({"config": str(path), "sites": names, "keys": [str(key) for key in keys]})

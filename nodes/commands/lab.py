@@ -21,6 +21,7 @@ from nodes.client import ClientError, SiteUnreachable, connect_site
 from nodes.config import load_cluster, write_cluster
 from nodes.key_files import make_keys, write_keys
 from nodes.launcher import Launcher
+from nodes.runtime import mark_new
 
 PORTS = range(20_000, 32_000, 16)
 """First ports to try: below those that Linux gives to outgoing connections, 16 apart for as many sites."""
@@ -117,6 +118,7 @@ def fresh_cluster(
     with reserved_ports(sites) as first:
         cluster = load_cluster(write_cluster(directory, sites, first, settings=settings))
         write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
+        mark_new(cluster)
         yield cluster
 
 

@@ -30,7 +30,7 @@ from nodes.config import load_cluster, write_cluster
 from nodes.key_files import make_keys, write_keys
 from nodes.launcher import Launcher
 from nodes.recovery import STORE_FILE
-from nodes.runtime import SystemClock, events_path, site_pid, socket_candidates
+from nodes.runtime import SystemClock, events_path, mark_new, site_pid, socket_candidates
 from nodes.store.view import View
 
 PORTS = range(10_000, 20_000, 16)
@@ -302,6 +302,7 @@ async def make_lab(tmp_path: Path) -> AsyncIterator[MakeLab]:
             path = write_cluster(directory, sites, first, cluster_id=f"test-{first}", settings=with_quick(settings))
             cluster = load_cluster(path)
             write_keys(cluster.keys_dir, make_keys(cluster.sites, os.urandom))
+            mark_new(cluster)
             lab = Lab(await stack.enter_async_context(Launcher(cluster)))
             stack.callback(lab.kill_leftovers)
             if start:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import trio
 
+from nodes.runtime import NEW_NAME
+
 pytestmark = pytest.mark.cluster
+ALONE = {"startup": {"startup_wait_s": 0.3}}
+"""A site that reaches nobody takes writes at once."""
 
 
 async def test_a_wiped_site_gets_back_what_its_peers_hold_of_it(make_lab: Any, make_files: Any, tmp_path: Path) -> None:
@@ -57,3 +61,52 @@ async def test_what_one_peer_alone_holds_of_a_former_journal_reaches_all(
     await lab.start("beta")
     await lab.converge()
     await lab.assert_same_everywhere("/tree", tree)
+
+
+async def test_a_site_whose_disk_is_gone_takes_no_writes_before_its_peer_has_told(make_lab: Any) -> None:
+    """What its peer remembers no more it must have seen; status and the refusal say what is missing, after a restart too."""
+    lab = await make_lab(2, settings=ALONE)
+    await lab.ok("write", "beta:/before", stdin=b"before")
+    await lab.converge()
+    await lab.kill("alpha", "beta")
+    shutil.rmtree(lab.data_dir("beta"))
+    for _ in range(2):
+        await lab.launcher.start("beta")
+        await lab.until(lambda: waits_for_alpha(lab, "beta"), "beta says what it waits for")
+        refused = await lab.cli("write", "beta:/during", stdin=b"during")
+        assert refused.code == 3
+        assert "claudefs-repl bootstrap beta --from alpha" in refused.err
+        await lab.kill("beta")
+    await lab.start()
+    assert (await lab.ok("cat", "beta:/before")).out == b"before"
+    await lab.ok("write", "beta:/after", stdin=b"after")
+    await lab.converge()
+    assert (await lab.status("beta"))["refusing_writes"] == []
+
+
+async def test_an_operator_lets_a_new_site_begin_without_its_peers(make_lab: Any) -> None:
+    """On a machine where nobody ran `init` an empty directory might be a lost one's; a pinned mode settles that for good."""
+    lab = await make_lab(2, settings=ALONE, start=False)
+    (lab.data_dir("beta") / NEW_NAME).unlink()
+    await lab.launcher.start("beta")
+    await lab.until(lambda: waits_for_alpha(lab, "beta"), "beta says what it waits for")
+    await lab.ok("mode", "beta", "active", "--pin")
+    await lab.until(lambda: is_open(lab, "beta"), "beta believes it")
+    await lab.ok("write", "beta:/first", stdin=b"first")
+    await lab.ok("mode", "beta", "--release")
+    await lab.launcher.stop("beta")
+    await lab.start("beta")
+    await lab.ok("write", "beta:/second", stdin=b"second")
+    await lab.start("alpha")
+    await lab.converge()
+
+
+async def waits_for_alpha(lab: Any, name: str) -> bool:
+    """Whether a site takes no writes because it does not know what alpha holds."""
+    reasons = (await lab.status(name))["refusing_writes"]
+    return any("for an answer of site alpha" in reason for reason in reasons)
+
+
+async def is_open(lab: Any, name: str) -> bool:
+    """Whether there is no reason against writing."""
+    return not (await lab.status(name))["refusing_writes"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from structlog import get_logger
 
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.incarnations import Incarnations
@@ -40,7 +41,7 @@ class Alpha:
             incarnations=self.incarnations,
             store=SimpleNamespace(applied=self.applied),
         )
-        return has_caught_up(recovered, [self.beta], self.gate)
+        return has_caught_up(recovered, [self.beta], self.gate, get_logger())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from nodes.client import HELLO_TIMEOUT_S, SiteClient, SiteUnreachable
+from nodes.runtime import NEW_NAME
 from tests.simulation.clocks import SimWallClock
 from tests.simulation.disk import SimDisk
 from tests.simulation.machine import Machine
@@ -43,6 +44,7 @@ class Cluster:
                 sync_s=plan.sync_s,
                 quota_bytes=plan.quota_bytes,
             )
+            disk.put(NEW_NAME, b"")
             clock = SimWallClock(world, offset_s=offset_s)
             machine = Machine(world, self.network, site.address, site.name, disk, clock)
             machine.on_event = self.events.append

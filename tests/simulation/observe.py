@@ -44,6 +44,7 @@ CLOSING = {
     "peer_ahead_of_origin": "bootstrapped",
     "journal_diverged": "bootstrapped",
     "bootstrap_needed": "bootstrapped",
+    "past_unknown": "past_known",
     "site_stopping": "site_started",
 }
 """Events after which a site takes no writes, each with the one that ends that."""

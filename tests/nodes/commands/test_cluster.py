@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from claudefs_repl.topology import ClusterConfig
 from nodes.__main__ import cli
 from nodes.commands.lab import fresh_cluster
-from nodes.config import load_cluster
+from nodes.config import load_cluster, write_cluster
 from nodes.runtime import process_lives, site_pid
 
 QUICK: dict[str, dict[str, object]] = {
@@ -109,7 +109,7 @@ def test_keys_that_are_missing_stop_up_before_anything_starts(tmp_path: Path) ->
     result = run(tmp_path / "cluster.toml", "up")
     assert result.exit_code == 2
     assert result.stderr.count("claudefs-repl init") == 3
-    assert not (tmp_path / "data").exists()
+    assert not list((tmp_path / "data").glob("*/lock"))
 
 
 def test_restart_cannot_go_with_detach(tmp_path: Path) -> None:
@@ -303,12 +303,12 @@ def test_up_in_the_foreground_shows_the_logs_and_stops_all(stopped: ClusterConfi
 @pytest.mark.parametrize("command", [["node"], ["rebuild"], ["fault", "restart"]])
 def test_a_site_of_another_machine_is_neither_run_nor_rebuilt_here(tmp_path: Path, command: list[str]) -> None:
     """A directory and a journal of it are not made where it does not belong: exit status 3, with the place to go to."""
-    run(tmp_path, "init", str(tmp_path))
-    path = tmp_path / "cluster.toml"
+    path = write_cluster(tmp_path)
     path.write_text(path.read_text().replace("127.0.0.2", "192.0.2.77"))
+    run(tmp_path, "init", str(tmp_path))
     result = run(path, *command, "beta")
     assert (result.exit_code, "ssh 192.0.2.77" in result.stderr) == (3, True)
-    assert not (tmp_path / "data").exists()
+    assert sorted(place.name for place in (tmp_path / "data").iterdir()) == ["alpha", "gamma"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
