@@ -131,7 +131,7 @@ class Keeper:
                         # It may wait for an answer of another site, which has to be started for that.
                         self._nursery.start_soon(self.bootstrap, name)
                     else:
-                        self.start(name)
+                        self._start(name)
             await trio.sleep(LOOK_S)
 
     def _look_at_failure(self, machine: Machine, keeping: _Keeping) -> None:
@@ -148,8 +148,7 @@ class Keeper:
         if not isinstance(failure, ReplError):
             self.done.failures.append(f"{machine.name}: {type(failure).__name__}: {failure}")
 
-    def start(self, name: str) -> None:
-        """Start a site that is down."""
+    def _start(self, name: str) -> None:
         self._keeping[name].not_before_s = trio.current_time() + RETRY_S
         self._cluster.start(self._nursery, name)
 
@@ -199,7 +198,7 @@ class Keeper:
         """It may be what another one waits for."""
         keeping = self._keeping[name]
         if not keeping.is_broken and not keeping.holds:
-            self.start(name)
+            self._start(name)
 
     async def _make_anew(self, name: str, without: Collection[str]) -> BaseException | None:
         """Stop a site and make it anew; why that failed."""

@@ -25,8 +25,6 @@ ENDING = (
     *("kill", "power_loss", "power_loss_all", "kill_then_power_loss", "wipe", "old_copy", "sync_error", "other_key"),
     *("bit_rot", "rogue", "plant"),
 )
-MISTAKE_S = 0.4
-"""Less than a site waits for its peers before it takes writes."""
 STRANGER_PAUSE_S = 0.025
 FLOOD_PAUSE_S = 0.004
 PARTITIONS = ("partition", "partition_one_way")
@@ -208,17 +206,10 @@ class Nemesis:
         had_begun = IDENTITY_FILE in machine.disk.files
         self.keeper.note_loss(site)
         machine.disk.wipe()
-        if had_begun:
+        # Without it the site begins another journal, and its peers send it what they hold.
+        if had_begun and not is_started:
             self.keeper.needs_bootstrap(site, is_broken=True)
         await trio.sleep(down_s)
-        if is_started:
-            # By mistake: it begins another journal, and is stopped before it takes writes without what it once had seen.
-            self.keeper.start(site)
-            try:
-                await trio.sleep(MISTAKE_S)
-            finally:
-                machine.crash(is_power_loss=False)
-                machine.disk.wipe()
         self.keeper.release(site)
         return {"ends_process": True, "is_power_loss": True}
 

@@ -74,6 +74,8 @@ def reached(cluster: Cluster, settled: Settled, refusals: Counter[str], verdicts
             found["lock-out"] += 1
         if event["event"] == "disk_full" and "no room for the store" in event["detail"]:
             found["no room for the store"] += 1
+        if event["event"] == "past_known" and event["had_past"]:
+            found["what a lost disk had is back"] += 1
         if event["event"] == "site_failed" and NOT_SYNCED in event["reason"]:
             found["sync failure ended a process"] += 1
         if event["event"] == "site_failed" and "damaged" in event["reason"]:
@@ -96,6 +98,7 @@ def required() -> frozenset[str]:
         "no room for the store",
         "sync failure ended a process",
         "damaged log refused",
+        "what a lost disk had is back",
         "back-pressure",
     }
     return frozenset({*names, *kinds, *CHECKED})

@@ -100,6 +100,16 @@ def test_a_site_that_lacks_what_only_a_view_has_is_made_anew():
     assert not outcome.violations, explain(outcome)
 
 
+@pytest.mark.parametrize("seed", [39, 95, 231])
+def test_a_site_that_lost_its_disk_writes_nothing_before_it_has_what_it_had_seen(seed):
+    """It is started as it was while it cannot reach its peer, which forgets how to judge what it once had seen."""
+    refused = Fault(8.9, "refuse", {"a": "beta", "b": "alpha", "for_s": 7.0})
+    wiped = Fault(9.0, WIPE, {"site": "beta", "down_s": 0.3, "is_started": True})
+    outcome = run_seed(seed, schedule=[refused, wiped])
+    assert not outcome.violations, explain(outcome)
+    assert outcome.reached["what a lost disk had is back"]
+
+
 def test_a_damaged_log_is_looked_at():
     """Whether a site opens a log in which a bit was turned is judged, and not taken for what was lost later."""
     outcome = run_seed(6, schedule=[Fault(8.0, "bit_rot", {"site": "alpha", "down_s": 0.5})])
