@@ -103,6 +103,12 @@ class _Run:
             self.nemesis.note_clocks()
             self.lookout.look()
 
+    def forgotten(self) -> list[str]:
+        """Files that sites did not know any more, unless no disk is left that never was lost."""
+        assert self.nemesis is not None
+        lost = {loss.site for loss in self.nemesis.done.disk_losses}
+        return [] if lost >= set(self.cluster.machines) else self.workload.private.failures
+
     def observation(self) -> Observation:
         """What was seen."""
         assert self.nemesis is not None
@@ -137,7 +143,7 @@ def run_seed(
         try:
             world.run(run.main)
             violations += run.nemesis.done.failures if run.nemesis is not None else []
-            violations += run.workload.private.failures
+            violations += run.forgotten()
             violations += _begun_twice(run.cluster.events)
             verdicts = judge(run.observation())
             violations += [f"{each.promise}: {finding}" for each in broken(verdicts) for finding in each.findings]

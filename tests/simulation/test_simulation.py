@@ -110,6 +110,16 @@ def test_a_site_that_lost_its_disk_writes_nothing_before_it_has_what_it_had_seen
     assert outcome.reached["what a lost disk had is back"]
 
 
+def test_what_every_disk_took_may_be_made_again():
+    """A site that is started without its disk waits for its peer, until that loses its own: both are new ones then."""
+    schedule = [
+        Fault(9.15, WIPE, {"site": "beta", "down_s": 0.54, "is_started": True}),
+        Fault(13.29, WIPE, {"site": "alpha", "down_s": 1.36, "is_started": True}),
+    ]
+    outcome = run_seed(8041, schedule=schedule)
+    assert not outcome.violations, explain(outcome)
+
+
 def test_a_damaged_log_is_looked_at():
     """Whether a site opens a log in which a bit was turned is judged, and not taken for what was lost later."""
     outcome = run_seed(6, schedule=[Fault(8.0, "bit_rot", {"site": "alpha", "down_s": 0.5})])
