@@ -300,8 +300,9 @@ class Nemesis:
         await trio.lowlevel.checkpoint()
         return {}
 
-    async def _flip_bits(self, a: str, b: str, count: int) -> dict[str, Any]:
-        self._paths(a, b)[0].flips = count
+    async def _flip_bits(self, a: str, b: str, count: int, pongs_only: bool) -> dict[str, Any]:
+        path = self._paths(a, b)[0]
+        path.flips, path.flips_pongs = count, pongs_only
         await trio.lowlevel.checkpoint()
         return {}
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from claudefs_repl.error import ProtocolViolation
 from protocol.frames import LENGTH_BYTES
+from protocol.handshake_layout import Kind, Reader, Role, read_hello, read_versions
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Path:
         is_refusing: connections are refused.
         cut_after_bytes: when so many more bytes have passed, their connection is reset.
         flips: so many of the next segments get a bit turned.
+        flips_pongs: only of those that answer a probe, which are few among all.
     """
 
     latency_s: tuple[float, float]
@@ -46,6 +49,7 @@ class Path:
     is_refusing: bool = False
     cut_after_bytes: int | None = None
     flips: int = 0
+    flips_pongs: bool = False
 
     @property
     def is_cut(self) -> bool:
@@ -129,6 +133,7 @@ class End:
         self.id = id_
         self.local, self.remote = local, remote
         self.is_listener = False
+        self.is_probe = False
         self.other: End = self
         self.received: deque[bytes] = deque()
         self.is_ended = False
@@ -210,6 +215,8 @@ class End:
             return
         network.world.trace.note(kind, self.machine.name, other.machine.name, self.id, len(data))
         if path is not None and data:
+            if not self._arrived and not self.is_listener:
+                self.is_probe = other.is_probe = _begins_probe(data)
             data = self._damage(path, data)
             self._arrived += 1
             other.machine.note_segment()
@@ -232,7 +239,7 @@ class End:
 
     def _damage(self, path: Path, data: bytes) -> bytes:
         """What the faults of a path leave of a segment."""
-        if path.flips:
+        if path.flips and (not path.flips_pongs or (self.is_probe and self.is_listener)):
             path.flips -= 1
             turned = bytearray(data)
             at = self.network.rng.randrange(len(data))
@@ -262,6 +269,18 @@ class End:
                 self.send("rst" if self.received else "fin")
         self.machine.ends.pop(self, None)
         self.wake()
+
+
+def _begins_probe(data: bytes) -> bool:
+    """Whether the first segment of who dialled is the HELLO of a probe."""
+    reader = Reader(data[LENGTH_BYTES:])
+    try:
+        if reader.kind() is not Kind.HELLO:
+            return False
+        read_versions(reader)
+        return read_hello(reader).role is Role.PROBE
+    except ProtocolViolation:
+        return False
 
 
 class Listening:

@@ -32,7 +32,7 @@ WEIGHTS: Mapping[str, float] = {
     "delay": 1,
     "throttle": 1,
     "cut_bytes": 2,
-    "flip_bits": 1,
+    "flip_bits": 2,
     "partition": 2,
     "partition_one_way": 1.5,
     "flap": 1,
@@ -133,7 +133,7 @@ def _draw_args(kind: str, rng: random.Random, plan: Plan) -> dict[str, Any]:
         case "cut_bytes":
             return {"a": a, "b": b, "after": rng.randint(1, 20_000)}
         case "flip_bits":
-            return {"a": a, "b": b, "count": rng.randint(1, 3)}
+            return {"a": a, "b": b, "count": rng.randint(1, 3), "pongs_only": rng.random() < 0.5}
         case "flap":
             return {"a": a, "b": b, "period_s": round(rng.uniform(0.1, 1.5), 3), "times": rng.randint(2, 6)}
         case "clock_jump":
