@@ -75,7 +75,8 @@ class Network:
     """All machines and what is between them.
 
     Attributes:
-        flips: turned bits that may be noticed: not those in the length of a frame, for which more is waited.
+        flips: turned bits that may be noticed: not those in the length of a frame, for which more is waited, nor what comes
+            to an end that is closed.
     """
 
     def __init__(self, world: World, latency_s: tuple[float, float], bytes_per_s: float) -> None:
@@ -245,7 +246,7 @@ class End:
             at = self.network.rng.randrange(len(data))
             turned[at] ^= 1 << self.network.rng.randrange(8)
             data = bytes(turned)
-            if at >= LENGTH_BYTES:
+            if at >= LENGTH_BYTES and self.other.error is None:
                 self.network.flips.append(Flip(self.network.world.now_us(), self.other, self._arrived == 0))
         if path.cut_after_bytes is not None:
             path.cut_after_bytes -= len(data)
