@@ -38,9 +38,14 @@ def has_caught_up(
 
 
 def _has_former(recovered: Recovered, peers: Collection[PeerRecord], gate: WriteGate) -> bool:
-    """Whether all is applied that peers held of former journals when they were first reached, and still hold."""
+    """Whether all is applied that peers held of former journals when they were first reached, and still hold.
+
+    What nobody may take, because its stamps are too far ahead, is not waited for.
+    """
     for record in peers:
         for journal, seqs in record.first_received.items():
+            if journal in record.former_beyond:
+                continue
             still = tuple(map(min, seqs, cursor_of(record.received, journal, len(seqs))))
             if recovered.incarnations.is_former(journal) and not covers(recovered.store.applied, {journal: still}):
                 name = record.site.name

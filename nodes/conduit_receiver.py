@@ -250,6 +250,7 @@ class _Session:
         newest_us = max(batch.block.timestamps)
         if newest_us > limit_us:
             return self._refuse_drift(journal, batch, newest_us - limit_us)
+        self._record.former_beyond.discard(journal)
         if journal == self._log.journal and self._record.stamps_beyond_us is not None:
             self._record.stamps_beyond_us = None
             self._receiving.logger.info("clock_drift_over", peer=self._record.site.name)
@@ -340,6 +341,8 @@ class _Session:
             )
         if is_its_own:
             self._record.stamps_beyond_us = beyond_us
+        else:
+            self._record.former_beyond.add(journal)
         return self._nack(
             batch,
             "clock_drift",

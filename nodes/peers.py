@@ -31,10 +31,11 @@ class PeerRecord:
             did; bytes_sent are those of all bodies sent since the start, rows_emptied and bytes_saved what compaction left
             out of them; stamps_refused is why the peer takes no entries of this site, if that is because of their stamps;
             held_back_until_s is when a former journal that the peer refused is tried again.
-        inbound_connected, has_diverged, stamps_beyond_us, former_offered_s: by the conduit's receiver; has_diverged tells
-            that the peer has found its journal to be another than this site has a part of; stamps_beyond_us is how far
-            beyond the allowed drift the entries are that this site refuses from the peer, None if it refuses none;
-            former_offered_s is when a batch of a former journal last came from the peer, whether it was taken or not.
+        inbound_connected, has_diverged, stamps_beyond_us, former_offered_s, former_beyond: by the conduit's receiver;
+            has_diverged tells that the peer has found its journal to be another than this site has a part of;
+            stamps_beyond_us is how far beyond the allowed drift the entries are that this site refuses from the peer, None
+            if it refuses none; former_offered_s is when a batch of a former journal last came from the peer, whether it was
+            taken or not; former_beyond has the former journals of which the last one was beyond the allowed drift.
         came_back, called_at_s: by the listener, when the peer dials us, so that we do not wait to dial it.
         first_tails, first_received, first_applied: by the health prober: where the peer's journals ended, and what it held
             and had applied of all journals, when it was first reached.
@@ -68,6 +69,7 @@ class PeerRecord:
     has_diverged: bool = False
     stamps_beyond_us: int | None = None
     former_offered_s: dict[JournalId, float] = field(default_factory=dict)
+    former_beyond: set[JournalId] = field(default_factory=set)
     came_back: Wakeup = field(default_factory=Wakeup)
     called_at_s: float = float("-inf")
     first_tails: Cursors | None = None

@@ -70,6 +70,16 @@ def test_what_a_peer_told_of_a_journal_that_it_has_closed_since_is_not_waited_fo
     assert not alpha.gate.reasons
 
 
+def test_what_nobody_may_take_of_a_former_journal_is_not_waited_for(alpha):
+    """Its stamps are too far ahead: it may come in a year, or never, if whoever holds it is made anew."""
+    alpha.incarnations.learn(LATER.origin, LATER.incarnation)
+    alpha.hear({LATER: (0, 0)}, {BETA: (7, 4), LATER: (0, 0)})
+    assert not alpha.has_caught_up()
+    alpha.beta.former_beyond.add(BETA)
+    assert alpha.has_caught_up()
+    assert not alpha.gate.reasons
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_what_is_gone_of_the_own_journal_is_missed(alpha, told):
     """Whether a peer has it or was only told of it: a site that lacks it must not write."""

@@ -283,6 +283,7 @@ async def test_stamps_of_a_former_journal_that_are_too_far_ahead_are_not_held_ag
     assert (nack.code, nack.origin, nack.incarnation, nack.wanted_seq) == ("clock_drift", C, 0xC1, 1)
     assert site.record.stamps_beyond_us is None
     assert list(site.record.former_offered_s) == [JournalId(C, Incarnation(0xC1))]
+    assert site.record.former_beyond == {JournalId(C, Incarnation(0xC1))}
 
 
 async def test_a_refusal_for_the_drift_is_over_when_entries_of_the_peer_are_taken(site):
