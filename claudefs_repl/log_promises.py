@@ -90,6 +90,7 @@ class _Keeping:
         self._seen = seen
         self._inquiry = inquiry
         self._written_again: dict[tuple[str, JournalId], set[tuple[int, int | None]]] = {}
+        self._hides: dict[tuple[JournalId, bool], bool] = {}
 
     def check(self, attempt: Attempt, entry: Acknowledged, name: str) -> None:
         """One acknowledged entry is in one site's log, or was there before it was trimmed."""
@@ -106,7 +107,7 @@ class _Keeping:
             if applied is not None and applied[entry.shard] < entry.seq:
                 wrong = f"but was trimmed before it was applied; applied is {applied[entry.shard]}"
         elif log is None or at is None:
-            if self._is_held_by_any(entry) or not self._is_again(entry, name, end):
+            if self._is_held_by_any(entry) or not (self._is_again(entry, name, end) or self._may_be_hidden(entry)):
                 wrong = f"but is not there; the log ends at {0 if log is None else log.tail}"
         else:
             # A site whose disk has gone back cannot know, while it is alone, that others have another entry at that seq.
@@ -135,6 +136,18 @@ class _Keeping:
             }
         return (entry.op, entry.content_crc32) in self._written_again[key]
 
+    def _may_be_hidden(self, entry: Acknowledged) -> bool:
+        """Whether something of the journal that its origin has begun is read nowhere: trimmed, or without its content."""
+        origin = self._seen.ends.get(_origin_name(self._seen, entry.journal))
+        if origin is None or origin.own == entry.journal:
+            return False
+        key = origin.own, entry.content_crc32 is not None
+        if key not in self._hides:
+            copies = [end.logs.get(origin.own, ()) for end in self._seen.ends.values() if end.logs is not None]
+            self._hides[key] = any(_hides(logs, is_content=key[1]) for logs in zip(*copies, strict=False))
+        self._inquiry.count("acknowledged entries that may be where nobody can look any more", self._hides[key])
+        return self._hides[key]
+
     def _later_logs(self, former: JournalId, end: SiteEnd) -> Iterator[HeldLog]:
         """What all sites have of the other journals of an origin: this one may have trimmed or emptied an entry."""
         for journal, logs in (end.logs or {}).items():
@@ -155,6 +168,17 @@ class _Keeping:
         held = [loss.others_held for loss in losses if loss.site == origin and loss.time_us >= gone_us]
         held += [_tails(end.logs) for end in self._seen.ends.values() if end.logs is not None]
         return any(_reaches(cursors, entry) for cursors in held)
+
+
+def _hides(logs: Sequence[HeldLog], *, is_content: bool) -> bool:
+    """Whether of one shard an entry, or the content of one, is in none of some sites' logs."""
+    read = {
+        seq
+        for log in logs
+        for seq, op in zip(log.seqs, log.ops, strict=True)
+        if not is_content or op != Op.WRITE or seq in log.contents
+    }
+    return len(read) < max(log.tail for log in logs)
 
 
 def _difference(entry: Acknowledged, log: HeldLog, at: int) -> str | None:

@@ -60,9 +60,11 @@ def with_cursors(*moments):
     return replace(GOOD, cursors=[*CURSORS, *moments])
 
 
+COLUMNS = ("seqs", "timestamps_us", "inodes", "ops", "crcs")
+
+
 def without_last(log):
-    columns = ("seqs", "timestamps_us", "inodes", "ops", "crcs")
-    return {column: getattr(log, column)[:-1] for column in columns}
+    return {column: getattr(log, column)[:-1] for column in COLUMNS}
 
 
 PLANTED = {
@@ -441,6 +443,29 @@ def test_what_was_written_anew_and_trimmed_at_one_site_is_found_at_another():
     empty = dict.fromkeys(("seqs", "timestamps_us", "inodes", "ops", "crcs"), ())
     seen = replace(with_log("beta", later, trimmed=log.tail, **empty), attempts=[attempt], disk_losses=())
     assert not broken(judge(seen, ["P2"]))
+
+
+def test_what_nobody_has_any_more_of_a_later_journal_may_be_what_was_written_anew():
+    """What all have trimmed, or have with its content left out; as long as one has all of it, it is looked for there."""
+    written = replace(wrote("gamma", GAMMA, 1, 57).entries[0], seq=2, inode=0x999, op=Op.WRITE, content_crc32=5)
+    removed = replace(written, op=Op.UNLINK, content_crc32=None)
+    later = GOOD.ends["gamma"].own
+    trimmed = {"trimmed": 1, **{column: getattr(GOOD.ends["gamma"].logs[later][0], column)[1:] for column in COLUMNS}}
+    emptied = {"ops": (Op.WRITE,) * len(GOOD.ends["gamma"].logs[later][0].ops), "contents": {}}
+    for entry, changes, is_hidden in (
+        (removed, trimmed, True),
+        (written, trimmed, True),
+        (written, emptied, True),
+        (removed, emptied, False),
+    ):
+        attempt = replace(wrote("gamma", GAMMA, 1, 57), entries=(entry,))
+        ends = {
+            name: replace(end, logs={**end.logs, later: [replace(log, **changes) for log in end.logs[later]]})
+            for name, end in GOOD.ends.items()
+        }
+        seen = replace(GOOD, ends=ends, attempts=[attempt], disk_losses=())
+        assert bool(broken(judge(seen, ["P2"]))) is not is_hidden
+        assert broken(judge(replace(seen, ends={**ends, "alpha": GOOD.ends["alpha"]}), ["P2"]))
 
 
 def test_a_verdict_keeps_the_first_findings_and_counts_all():
