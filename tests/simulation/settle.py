@@ -121,9 +121,9 @@ async def _what_is_missing(
         needed = trio.current_time() > since_s + PATIENCE_S
         refused = any(link["stamps_refused"] for link in status["peers"].values())
         if needed or (is_late and refused and name not in helped):
-            helped.add(name)
             asking_since_s.pop(name, None)
             if await keeper.bootstrap(name):
+                helped.add(name)
                 return f"{name} was made anew", reached
             missing.append(f"{name} cannot be made anew")
             continue
