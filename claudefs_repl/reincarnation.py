@@ -15,6 +15,25 @@ from claudefs_repl.journal import JournalId, SiteId
 
 
 @dataclass(frozen=True, slots=True)
+class Restamped:
+    """Entries of closed journals that were stamped too far ahead, and are in a later journal of the same site.
+
+    Whoever holds them gives them up when it is made anew, which it must be: it has stamps that nobody else takes.
+
+    Attributes:
+        after: of each journal the last seqs before them.
+        upto: their last seqs.
+    """
+
+    after: Cursors
+    upto: Cursors
+
+    def join(self, other: Restamped) -> Restamped:
+        """All of two, of different journals."""
+        return Restamped({**self.after, **other.after}, {**self.upto, **other.upto})
+
+
+@dataclass(frozen=True, slots=True)
 class Holdings:
     """What one peer holds.
 
@@ -24,6 +43,7 @@ class Holdings:
         firsts: of every journal, for each shard the seq of the first entry that its log still has.
         told: of every journal of the asking site, the highest tails that this one ever told the peer.
         timestamp_us: the greatest stamp that it has.
+        restamped: of its own former journals, what it has journaled again although others may hold it.
     """
 
     journal: JournalId
@@ -31,6 +51,7 @@ class Holdings:
     firsts: Cursors
     told: Cursors
     timestamp_us: int
+    restamped: Restamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +114,53 @@ def beyond_drift(peers: Mapping[SiteId, Holdings], limit_us: int) -> dict[SiteId
     above those of such a peer would be refused as well.
     """
     return {site_id: peer.timestamp_us - limit_us for site_id, peer in peers.items() if peer.timestamp_us > limit_us}
+
+
+def carried_upto(
+    journal: JournalId,
+    *,
+    tails: tuple[int, ...],
+    sound: tuple[int, ...],
+    origin: Holdings | None,
+    restamped: Restamped,
+) -> tuple[int, ...] | None:
+    """How far an old log goes into the new one, for each shard; None if entries that cannot may be nowhere else.
+
+    What is stamped too far ahead is left out: stamps above it would be refused as well. Its own site has it.
+
+    Args:
+        journal: whose log, not that of the site that is made anew.
+        tails: where it ends.
+        sound: the last seqs before the first that is stamped too far ahead.
+        origin: what the journal's own site holds, None if it was not asked.
+        restamped: what that site has journaled again.
+    """
+    if sound == tails:
+        return tails
+    count = len(tails)
+    if origin is not None and origin.journal == journal:
+        places = zip(tails, sound, origin.firsts[journal], cursor_of(origin.received, journal, count), strict=True)
+        is_there = all(tail == seq or (first <= seq + 1 and tail <= last) for tail, seq, first, last in places)
+        return sound if is_there else None
+    upto = []
+    again = zip(cursor_of(restamped.after, journal, count), cursor_of(restamped.upto, journal, count), strict=True)
+    for tail, seq, (after, last) in zip(tails, sound, again, strict=True):
+        if after < tail <= last:
+            upto.append(after)
+        elif tail == seq:
+            upto.append(tail)
+        else:
+            return None
+    return tuple(upto)
+
+
+def holds_restamped(peer: Holdings, restamped: Restamped) -> bool:
+    """Whether a peer has entries that were journaled again, and passes them on when their time has come."""
+    return any(
+        seq > begin
+        for journal, after in restamped.after.items()
+        for seq, begin in zip(cursor_of(peer.received, journal, len(after)), after, strict=True)
+    )
 
 
 def needed(peers: Mapping[SiteId, Holdings], source: SiteId, old_firsts: Cursors) -> Cursors:

@@ -20,11 +20,21 @@ from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.error import ConfigInvalid
 from claudefs_repl.health import clock_in_bounds, explain_clock, remedy_stamps
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
-from claudefs_repl.reincarnation import Holdings, LostRange, beyond_drift, lost_ranges, needed, to_close
+from claudefs_repl.reincarnation import (
+    Holdings,
+    LostRange,
+    Restamped,
+    beyond_drift,
+    carried_upto,
+    holds_restamped,
+    lost_ranges,
+    needed,
+    to_close,
+)
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.bootstrap_build import Built, Plan, begin_switch, build, finish_switch, log_bootstrap
 from nodes.bootstrap_fetch import Answer, Progress, ask_holdings, fetch_snapshot, find_common
-from nodes.bootstrap_old import OldLogs, read_closed
+from nodes.bootstrap_old import Closed, OldLogs, read_closed, sound_tails
 from nodes.client import SiteUnreachable
 from nodes.dialing import Dialing, dialer_limits
 from nodes.entry_log import EntryLog
@@ -154,25 +164,34 @@ class _Bootstrap:
         self._check_clock(answers.values())
         peers = {site_id: answer.holdings for site_id, answer in answers.items()}
         wall_us = self._wall_clock.now_us()
-        beyond_us = beyond_drift(peers, wall_us + int(self._cluster.replication.max_clock_drift_s * 1e6))
+        limit_us = wall_us + int(self._cluster.replication.max_clock_drift_s * 1e6)
+        beyond_us = beyond_drift(peers, limit_us)
         source = self._source(peer_name, peers, beyond_us)
         self._logger.info("bootstrap_started", peer=source.name, journal=str(self._own))
         shards = self._cluster.shards
         settings = LogSettings(self._cluster.cluster_id, shards, self._cluster.journal.segment_bytes)
         old = await OldLogs.open(self._storage, settings, self._means.entropy, self._old)
         try:
+            closed = await read_closed(self._storage)
+            upto = {log.journal: await self._carried(log, peers, closed, limit_us) for log in old.replicas}
+            common = await self._common(peers, old.own)
+            sound = common if old.own is None else await sound_tails(old.own, limit_us)
+            held = tuple(map(min, common, sound))
             needs = needed(peers, source.site_id, {log.journal: log.firsts for log in old.all()})
             fetch = await fetch_snapshot(self._queries, source, self._storage, needs, shards, progress)
-            closed = await read_closed(self._storage)
-            closing = to_close(self._old, peers.values(), closed)
+            closing = to_close(self._old, peers.values(), closed.journals)
             lost = self._lost(peers, closing, old.own)
+            restamped = Restamped({}, {})
+            if old.own is not None and held != common:
+                restamped = Restamped({old.own.journal: held}, {old.own.journal: common})
             plan = Plan(
                 cluster=self._cluster,
                 site=self._site,
                 settings=settings,
                 own=self._own,
-                closed=(*closed, *closing),
-                held=await self._held(peers, old.own),
+                closed=Closed((*closed.journals, *closing), closed.restamped.join(restamped)),
+                held=held,
+                upto=upto,
                 peers=peers,
                 floor_us=max(peer.timestamp_us for site_id, peer in peers.items() if site_id not in beyond_us),
                 wall_us=self._wall_clock.now_us(),
@@ -182,6 +201,11 @@ class _Bootstrap:
         finally:
             await old.close()
         report = self._report(source, without, fetch.size_bytes, built, lost, old.damage)
+        report["twice_from"] = [
+            peer.name
+            for peer in self._cluster.peers_of(self._site.site_id)
+            if peer.site_id in peers and holds_restamped(peers[peer.site_id], restamped)
+        ]
         await begin_switch(self._storage, report)
         await finish_switch(self._storage)
         log_bootstrap(report, self._logger)
@@ -244,7 +268,27 @@ class _Bootstrap:
             raise ConfigInvalid(refused)
         return source
 
-    async def _held(self, peers: Mapping[SiteId, Holdings], log: EntryLog | None) -> tuple[int, ...]:
+    async def _carried(
+        self, log: EntryLog, peers: Mapping[SiteId, Holdings], closed: Closed, limit_us: int
+    ) -> tuple[int, ...]:
+        """How far another site's old log is carried over, or one of the site's former journals."""
+        origin = peers.get(log.journal.origin)
+        restamped = closed.restamped if origin is None else origin.restamped
+        sound = await sound_tails(log, limit_us)
+        upto = carried_upto(log.journal, tails=log.tails, sound=sound, origin=origin, restamped=restamped)
+        if upto is None:
+            beyond_s = (log.last_timestamp_us - limit_us) / 1e6
+            detail = (
+                f"site {self._site.name} cannot begin anew: it has entries of journal {log.journal} that may be nowhere "
+                f"else, stamped {beyond_s:,.1f} s beyond the allowed drift: wait until then"
+            )
+            silent = next((peer for peer in self._cluster.sites if peer.site_id == log.journal.origin), None)
+            if origin is None and silent is not None and silent is not self._site:
+                detail += f", or start site {silent.name}, which is asked for them"
+            raise ConfigInvalid([detail])
+        return upto
+
+    async def _common(self, peers: Mapping[SiteId, Holdings], log: EntryLog | None) -> tuple[int, ...]:
         """How far, shard by shard, the old own log has what the peers hold of that journal; all zeros without a log."""
         shards = self._cluster.shards
         if log is None:

@@ -11,14 +11,14 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from claudefs_repl.checkpoint import cursor_of, equal
+from claudefs_repl.checkpoint import Cursors, cursor_of, equal
 from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import JournalId, Op, SiteId
 from claudefs_repl.reincarnation import Holdings, log_begin
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from nodes.bootstrap_fetch import BOOTSTRAP_DIR, PART_FILE, Fetch
-from nodes.bootstrap_old import OldLogs, carry_over, write_closed
+from nodes.bootstrap_old import Closed, OldLogs, carry_over, write_closed
 from nodes.entry_log import EntryLog
 from nodes.evidence import Evidence, write_evidence
 from nodes.journals import LogSettings
@@ -100,8 +100,9 @@ class Plan:
         settings: of its logs.
         own: its new journal.
         closed: the site's journals that are closed now, in this run and in earlier ones.
-        held: for each shard up to which seq the old own log has what the peers hold of that journal; what it has behind
-            that is its alone.
+        held: for each shard up to which seq the old own log has what the peers hold of that journal and may go on to hold;
+            what it has behind that is journaled again.
+        upto: for each shard the last seq of every other old log that is carried over.
         peers: what those hold that were asked, by their ids.
         floor_us: every new stamp is above it.
         wall_us: the time of day.
@@ -111,8 +112,9 @@ class Plan:
     site: SiteConfig
     settings: LogSettings
     own: JournalId
-    closed: tuple[JournalId, ...]
+    closed: Closed
     held: tuple[int, ...]
+    upto: Cursors
     peers: Mapping[SiteId, Holdings]
     floor_us: int
     wall_us: int
@@ -192,7 +194,7 @@ async def _make_replicas(
         upto = None
         if journal in logs:
             had = logs[journal]
-            upto = tuple(map(min, plan.held, had.tails)) if had is old.own else had.tails
+            upto = tuple(map(min, plan.held, had.tails)) if had is old.own else plan.upto[journal]
             after = log_begin(journal, applied=after, peers=plan.peers, silent=silent, firsts=had.firsts, tails=upto)
         log = await plan.settings.create(new, journal, entropy, after=after)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from claudefs_repl.checkpoint import SEQ_MAX, Cursors
 from claudefs_repl.error import WorldError
 from claudefs_repl.journal import JournalId, SiteId
-from claudefs_repl.reincarnation import Holdings
+from claudefs_repl.reincarnation import Holdings, Restamped
 from claudefs_repl.topology import SiteConfig
 from nodes.client import SiteUnreachable
 from nodes.entry_log import EntryLog
@@ -57,6 +57,7 @@ async def ask_holdings(queries: PeerQueries, peer: SiteConfig, shards: int, wall
             firsts=_cursors(answer["firsts"], shards),
             told=_cursors(answer["told"], shards),
             timestamp_us=_whole(answer["timestamp_us"]),
+            restamped=Restamped(*(_cursors(answer.get(f"restamped_{end}", {}), shards) for end in ("after", "upto"))),
         )
         if holdings.journal.origin != peer.site_id or holdings.journal not in holdings.firsts:
             raise ValueError("not its own journal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -13,10 +14,12 @@ from claudefs_repl.checkpoint import cursor_of
 from claudefs_repl.conduit import beyond
 from claudefs_repl.error import WalCorrupted, WorldError
 from claudefs_repl.journal import JournalId
+from claudefs_repl.reincarnation import Restamped
 from nodes.entry_log import EntryLog
 from nodes.journals import JOURNALS_DIR, LogSettings, parse_journal_dir
 from nodes.seams import Entropy, Storage
 from nodes.small_json import parse_json
+from nodes.snapshots import cursors_from_json, cursors_to_json
 from nodes.store.refold import OldEntry
 from nodes.store.sqlite_store import SqliteStore
 
@@ -104,27 +107,63 @@ def _describe(log: EntryLog | None) -> str:
     return f"what is whole of it is used: seqs {', '.join(kept)} of its shards"
 
 
-async def read_closed(storage: Storage) -> tuple[JournalId, ...]:
-    """The site's journals that earlier bootstraps have closed.
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The site's journals that bootstraps have closed.
+
+    Attributes:
+        restamped: what of them was journaled again although peers may hold it.
+    """
+
+    journals: tuple[JournalId, ...]
+    restamped: Restamped
+
+
+async def read_closed(storage: Storage) -> Closed:
+    """What earlier bootstraps have closed.
 
     Raises:
         WorldError: the file is there and cannot be understood.
     """
     content = await storage.read_file(CLOSED_FILE)
     if content is None:
-        return ()
+        return Closed((), Restamped({}, {}))
     try:
-        return tuple(map(JournalId.parse, parse_json(content)["closed"]))
+        value = parse_json(content)
+        restamped = Restamped(*(cursors_from_json(value.get(f"restamped_{end}", {})) for end in ("after", "upto")))
+        return Closed(tuple(map(JournalId.parse, value["closed"])), restamped)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(
             f"{CLOSED_FILE} cannot be read ({error!r}); remove it: losses of long ago are told again"
         ) from error
 
 
-async def write_closed(storage: Storage, closed: Sequence[JournalId]) -> None:
+async def write_closed(storage: Storage, closed: Closed) -> None:
     """Note which journals are closed: what nobody holds of them is settled."""
-    value = {"format": FORMAT, "closed": [str(journal) for journal in closed]}
+    value = {
+        "format": FORMAT,
+        "closed": [str(journal) for journal in closed.journals],
+        "restamped_after": cursors_to_json(closed.restamped.after),
+        "restamped_upto": cursors_to_json(closed.restamped.upto),
+    }
     await storage.replace_file(CLOSED_FILE, json.dumps(value).encode())
+
+
+async def sound_tails(log: EntryLog, limit_us: int) -> tuple[int, ...]:
+    """For each shard the last seq of a log before the first entry that is stamped later than a limit."""
+    tails = list(log.tails)
+    if log.last_timestamp_us <= limit_us:
+        return log.tails
+    reader = log.reader(tuple(first - 1 for first in log.firsts))
+    try:
+        while blocks := await reader.read(bytes_max=READ_BYTES):
+            for block in blocks:
+                sound = block.first_seq + bisect.bisect_right(block.timestamps, limit_us) - 1
+                if sound < block.last_seq:
+                    tails[block.shard] = min(sound, tails[block.shard])
+    finally:
+        await reader.close()
+    return tuple(tails)
 
 
 async def carry_over(old: EntryLog, new: EntryLog, store: SqliteStore, *, upto: tuple[int, ...]) -> None:

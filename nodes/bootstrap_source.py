@@ -7,6 +7,8 @@ from typing import Any
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import CallerError
 from claudefs_repl.journal import FILE_BYTES_MAX, JournalId
+from claudefs_repl.reincarnation import Restamped
+from nodes.bootstrap_old import read_closed
 from nodes.housekeeper import Housekeeper
 from nodes.journals import Journals
 from nodes.peers import PeerRecord
@@ -43,7 +45,7 @@ class BootstrapSource:
         """What one peer asks."""
 
         async def holdings(args: dict[str, Any]) -> Any:
-            return self._holdings(record)
+            return self._holdings(record, (await read_closed(self._storage)).restamped)
 
         return {
             "holdings": holdings,
@@ -63,7 +65,7 @@ class BootstrapSource:
         log = self._journals.replicas.get(journal)
         return {"crc32": 0 if log is None else await log.crc_at(shard, seq)}
 
-    def _holdings(self, record: PeerRecord) -> dict[str, Any]:
+    def _holdings(self, record: PeerRecord, restamped: Restamped) -> dict[str, Any]:
         logs = self._journals.all()
         return {
             "journal": str(self._journals.own.journal),
@@ -72,6 +74,8 @@ class BootstrapSource:
             "told": cursors_to_json(record.told),
             "timestamp_us": max(self._store.applied_timestamp_us, *(log.last_timestamp_us for log in logs)),
             "wall_us": self._wall_clock.now_us(),
+            "restamped_after": cursors_to_json(restamped.after),
+            "restamped_upto": cursors_to_json(restamped.upto),
         }
 
     async def _offer(self, args: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from claudefs_repl.error import ConfigInvalid
+from claudefs_repl.health import remedy_stamps
 from claudefs_repl.topology import ClusterConfig
 from nodes.bootstrap import bootstrap_site
 from nodes.client import SiteElsewhere
@@ -117,6 +118,11 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         for one in _some(lost)
     ]
     lines += _rest(lost)
+    lines += [
+        f"site {name} holds entries that were journaled again, and passes them on when their time has come; before that, "
+        f"with {name} down, run: {remedy_stamps(name)}"
+        for name in report["twice_from"]
+    ]
     lines += [f"site {name} was not asked: what only it holds may come twice" for name in report["without"]]
     return [*lines, f"start it with: claudefs-repl fault restart {site}"]
 

@@ -9,8 +9,11 @@ from claudefs_repl.journal import JournalId
 from claudefs_repl.reincarnation import (
     Holdings,
     LostRange,
+    Restamped,
     beyond_drift,
+    carried_upto,
     highest,
+    holds_restamped,
     log_begin,
     lost_ranges,
     needed,
@@ -18,10 +21,11 @@ from claudefs_repl.reincarnation import (
 )
 
 OLD, OLDER, ALPHA, GAMMA = JournalId(2, 7), JournalId(2, 5), JournalId(1, 1), JournalId(3, 3)
+NONE = Restamped({}, {})
 
 
-def peer(journal=ALPHA, received=None, firsts=None, told=None):
-    return Holdings(journal, received or {}, firsts or {journal: (1, 1)}, told or {}, 0)
+def peer(journal=ALPHA, received=None, firsts=None, told=None, restamped=NONE):
+    return Holdings(journal, received or {}, firsts or {journal: (1, 1)}, told or {}, 0, restamped)
 
 
 def test_the_highest_is_over_all_peers_for_each_shard():
@@ -72,7 +76,7 @@ def test_a_snapshot_must_reach_to_where_the_old_logs_begin_as_far_as_its_site_ha
 
 def test_who_holds_a_stamp_that_may_not_be_taken_is_nobody_to_begin_from():
     """A stamp at the limit may be taken, one behind it not."""
-    peers = {1: Holdings(ALPHA, {}, {}, {}, 500), 3: Holdings(GAMMA, {}, {}, {}, 507)}
+    peers = {1: Holdings(ALPHA, {}, {}, {}, 500, NONE), 3: Holdings(GAMMA, {}, {}, {}, 507, NONE)}
     assert beyond_drift(peers, 500) == {3: 7}
 
 
@@ -104,3 +108,28 @@ def test_a_new_log_has_no_hole_and_holds_what_it_can_of_what_a_peer_lacks(applie
     (at,) = begin(applied=(applied,), alpha=(lacks,), gamma=(9,), firsts=(first,), tails=(tail,))
     of_use = range(max(lacks + 1, first), applied + 1) if tail >= applied else ()
     assert set(range(at + 1, applied + 1)) == set(of_use)
+
+
+def carried(journal, origin=None, restamped=NONE, tails=(9, 5), sound=(6, 5)):
+    return carried_upto(journal, tails=tails, sound=sound, origin=origin, restamped=restamped)
+
+
+def test_what_is_stamped_too_far_ahead_is_left_to_its_own_site():
+    """If that has all of it in a journal that it still writes; nothing is left out that may be nowhere else."""
+    has = {"received": {GAMMA: (9, 7)}, "firsts": {GAMMA: (7, 1)}}
+    assert carried(GAMMA, peer(GAMMA, **has)) == (6, 5)
+    assert carried(GAMMA, peer(GAMMA, **has), sound=(9, 5)) == (9, 5)
+    for less in ({"received": {GAMMA: (8, 7)}}, {"firsts": {GAMMA: (8, 1)}}):
+        assert carried(GAMMA, peer(GAMMA, **{**has, **less})) is None
+    assert carried(GAMMA) is None
+    assert carried(OLD, peer(JournalId(2, 9))) is None
+
+
+def test_what_another_site_journaled_again_is_left_out():
+    """From where it began to do so, which may be earlier than what is too far ahead by now; nothing beyond its end."""
+    again = Restamped({OLD: (4, 5)}, {OLD: (9, 5)})
+    assert carried(OLD, restamped=again) == (4, 5)
+    assert carried(OLD, restamped=again, tails=(10, 5)) is None
+    assert carried(OLDER, restamped=again) is None
+    assert holds_restamped(peer(received={OLD: (5, 5)}), again)
+    assert not holds_restamped(peer(received={OLD: (4, 8)}), Restamped({OLD: (4, 8)}, {OLD: (9, 8)}))

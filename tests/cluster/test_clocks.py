@@ -167,3 +167,44 @@ async def test_what_was_stamped_too_far_ahead_is_stamped_anew(make_lab: Any, mak
     await lab.converge()
     assert (await lab.ok("cat", "alpha:/shared")).out == b"after"
     await lab.ok("verify", "--wait", "20")
+
+
+async def test_sites_that_were_wrong_together_are_repaired_one_after_the_other(make_lab: Any) -> None:
+    """They have taken each other's stamps; nothing of what they wrote is lost, and nothing comes twice."""
+    lab = await make_lab()
+    wrong = ("beta", "gamma")
+    await lab.ok("write", "alpha:/shared", stdin=b"before")
+    await lab.converge()
+    await lab.kill("alpha")
+    for site in wrong:
+        await shift_clock(lab, site, HOUR_S)
+    for site in wrong:
+
+        async def is_written(site: str = site) -> bool:
+            return (await lab.cli("write", f"{site}:/of {site}", stdin=site.encode())).code == 0
+
+        await lab.until(is_written, "a site that agrees with the one other takes writes")
+    for site, other in (wrong, wrong[::-1]):
+
+        async def has_taken(site: str = site, other: str = other) -> bool:
+            return (await lab.cli("cat", f"{other}:/of {site}")).code == 0
+
+        await lab.until(has_taken, "each has what the other wrote")
+    for site in wrong:
+        await lab.launcher.stop(site)
+        set_clock(lab, site, 0.0)
+    await lab.start("alpha", *wrong)
+    await lab.until_event("alpha", "clock_drift_refused")
+    for site, left in zip(wrong, (["gamma"], []), strict=True):
+        await lab.launcher.stop(site)
+        done = await lab.cli("clock", "repair", site, "--json")
+        assert (done.code, done.json["twice_from"]) == (0, left), done.err
+        await lab.start(site)
+    await lab.converge()
+    for site in ("alpha", *wrong):
+        assert (await lab.ok("ls", f"{site}:/")).out.split(b"\n") == [b"of beta", b"of gamma", b"shared", b""]
+        assert (await links(lab, site, "alpha" if site != "alpha" else "beta"))["stamps_refused"] is None
+    await lab.ok("write", "beta:/shared", stdin=b"after")
+    await lab.converge()
+    assert (await lab.ok("cat", "alpha:/shared")).out == b"after"
+    await lab.ok("verify", "--wait", "20")

@@ -16,6 +16,7 @@ import trio
 
 from claudefs_repl.block import Block
 from claudefs_repl.error import ConfigInvalid, WalCorrupted, WorldError
+from claudefs_repl.reincarnation import Restamped
 from claudefs_repl.topology import ClusterConfig, SiteConfig
 from claudefs_repl.wal import (
     HEADER_BYTES,
@@ -29,7 +30,7 @@ from claudefs_repl.wal import (
 from nodes.admin import MODE_FILE, read_pinned_mode
 from nodes.bootstrap_build import SWITCH_FILE, finish_switch, log_bootstrap
 from nodes.bootstrap_fetch import FETCH_FILE, read_fetch
-from nodes.bootstrap_old import CLOSED_FILE, read_closed
+from nodes.bootstrap_old import CLOSED_FILE, Closed, read_closed, write_closed
 from nodes.config import load_cluster
 from nodes.entry_log import EntryLog, ForeignLog
 from nodes.event_reader import LogTail
@@ -524,7 +525,12 @@ DISK = [
     ),  # type: ignore[arg-type]
     _json_target("identity", IDENTITY_FILE, identity, IDENTITY),
     _json_target("pinned_mode", MODE_FILE, pinned_mode, {"pinned": "Offline"}),
-    _json_target("closed_journals", CLOSED_FILE, closed_journals, {"format": 1, "closed": [str(JOURNAL)]}),
+    _json_target(
+        "closed_journals",
+        CLOSED_FILE,
+        closed_journals,
+        _written(lambda s: write_closed(s, Closed((JOURNAL,), Restamped(CURSORS, CURSORS))), CLOSED_FILE),
+    ),
     _json_target("fetched_part", FETCH_FILE, fetched_part, FETCH),
     _json_target("switch_report", SWITCH_FILE, switch_report, REPORT),
     Target(

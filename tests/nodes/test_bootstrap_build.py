@@ -16,10 +16,10 @@ from claudefs_repl.clock import HybridClock
 from claudefs_repl.error import WorldError
 from claudefs_repl.failover import SiteMode
 from claudefs_repl.journal import ROOT_INODE, Incarnation, JournalId, SiteId
-from claudefs_repl.reincarnation import Holdings
+from claudefs_repl.reincarnation import Holdings, Restamped
 from nodes.bootstrap_build import NEW_DIR, SWITCH_FILE, Plan, begin_switch, build, finish_switch
 from nodes.bootstrap_fetch import PART_FILE, Fetch
-from nodes.bootstrap_old import OldLogs, read_closed
+from nodes.bootstrap_old import Closed, OldLogs, read_closed
 from nodes.config import load_cluster, write_cluster
 from nodes.events import make_logger
 from nodes.journals import LogSettings
@@ -136,6 +136,7 @@ async def prepared(tmp_path):
         fetch=fetch,
         held=held,
         old=own.journal,
+        closed=Closed((own.journal,), Restamped({own.journal: snapshot_tails}, {own.journal: held})),
         tails=own.tails,
         snapshot_tails=snapshot_tails,
         peers={ALPHA.origin: holds(ALPHA, {own.journal: held}), GAMMA.origin: holds(GAMMA, {own.journal: held})},
@@ -143,7 +144,7 @@ async def prepared(tmp_path):
 
 
 def holds(journal, received):
-    return Holdings(journal, received, {journal: (1,) * SHARDS}, {}, START_US)
+    return Holdings(journal, received, {journal: (1,) * SHARDS}, {}, START_US, Restamped({}, {}))
 
 
 async def copy_entries(log, store):
@@ -165,8 +166,9 @@ async def run(prepared, storage, site=None):
             site=site.site,
             settings=site.settings,
             own=NEW,
-            closed=(prepared.old,),
+            closed=prepared.closed,
             held=prepared.held,
+            upto={log.journal: log.tails for log in old.replicas},
             peers=prepared.peers,
             floor_us=START_US + 10**9,
             wall_us=START_US,
@@ -216,7 +218,7 @@ async def test_the_new_site_has_what_peers_hold_and_what_nobody_else_has(prepare
         stamps = [stamp for block in await reader.read(bytes_max=1 << 20) for stamp in block.timestamps]
         await reader.close()
         assert min(stamps) > START_US + 10**9
-        assert await read_closed(prepared.site.storage) == (prepared.old,)
+        assert await read_closed(prepared.site.storage) == prepared.closed
     finally:
         await running.close()
     assert not (prepared.site.root / "bootstrap").exists()

@@ -153,6 +153,8 @@ GOOD = {
     "told": {},
     "timestamp_us": 5,
     "wall_us": 7,
+    "restamped_after": {},
+    "restamped_upto": {},
 }
 
 
@@ -171,6 +173,8 @@ GOOD = {
         {"timestamp_us": 1 << 63},
         {"journal": b"1:0000000000000009"},
         {"told": {str(JOURNAL): "11"}},
+        {"restamped_after": {str(JOURNAL): [1]}},
+        {"restamped_upto": None},
     ],
 )
 async def test_holdings_that_make_no_sense_count_as_no_answer(change):
