@@ -107,6 +107,12 @@ def lost_ranges(
     return ranges
 
 
+def is_sole(journal: JournalId, peers: Iterable[Holdings], firsts: tuple[int, ...]) -> bool:
+    """Whether a site has entries of a journal that were trimmed from its log, and no peer holds them."""
+    held = highest((peer.received for peer in peers), journal, len(firsts))
+    return any(first - 1 > seq for first, seq in zip(firsts, held, strict=True))
+
+
 def beyond_drift(peers: Mapping[SiteId, Holdings], limit_us: int) -> dict[SiteId, int]:
     """Peers that hold a stamp later than may be taken now, and by how many microseconds.
 

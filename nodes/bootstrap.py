@@ -27,6 +27,7 @@ from claudefs_repl.reincarnation import (
     beyond_drift,
     carried_upto,
     holds_restamped,
+    is_sole,
     lost_ranges,
     needed,
     to_close,
@@ -172,6 +173,8 @@ class _Bootstrap:
         settings = LogSettings(self._cluster.cluster_id, shards, self._cluster.journal.segment_bytes)
         old = await OldLogs.open(self._storage, settings, self._means.entropy, self._old)
         try:
+            if peer_name is None and not old.damage:
+                self._check_sole(old, peers)
             closed = await read_closed(self._storage)
             upto = {log.journal: await self._carried(log, peers, closed, limit_us) for log in old.replicas}
             common = await self._common(peers, old.own)
@@ -267,6 +270,17 @@ class _Bootstrap:
         if refused:
             raise ConfigInvalid(refused)
         return source
+
+    def _check_sole(self, old: OldLogs, peers: Mapping[SiteId, Holdings]) -> None:
+        """A site that is repaired is whole: it must not be the only one whose view has what its logs no longer have."""
+        for log in old.all():
+            if is_sole(log.journal, peers.values(), log.firsts):
+                raise ConfigInvalid(
+                    [
+                        f"site {self._site.name} cannot be repaired: of journal {log.journal} it has what no peer holds "
+                        "that was asked, in its view alone; wait until its stamps are taken, then make its peers anew"
+                    ]
+                )
 
     async def _carried(
         self, log: EntryLog, peers: Mapping[SiteId, Holdings], closed: Closed, limit_us: int

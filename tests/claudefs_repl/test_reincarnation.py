@@ -14,6 +14,7 @@ from claudefs_repl.reincarnation import (
     carried_upto,
     highest,
     holds_restamped,
+    is_sole,
     log_begin,
     lost_ranges,
     needed,
@@ -108,6 +109,14 @@ def test_a_new_log_has_no_hole_and_holds_what_it_can_of_what_a_peer_lacks(applie
     (at,) = begin(applied=(applied,), alpha=(lacks,), gamma=(9,), firsts=(first,), tails=(tail,))
     of_use = range(max(lacks + 1, first), applied + 1) if tail >= applied else ()
     assert set(range(at + 1, applied + 1)) == set(of_use)
+
+
+def test_a_site_is_the_only_one_to_have_what_was_trimmed_before_a_peer_lost_it():
+    """Peers had it all when it was trimmed; one whose disk was lost since holds nothing."""
+    assert is_sole(OLD, [peer(received={OLD: (9, 3)}), peer(GAMMA)], (10, 5))
+    assert is_sole(OLD, [peer()], (2, 1))
+    assert not is_sole(OLD, [peer(received={OLD: (9, 0)}), peer(GAMMA, received={OLD: (0, 4)})], (10, 5))
+    assert not is_sole(OLD, [peer()], (1, 1))
 
 
 def carried(journal, origin=None, restamped=NONE, tails=(9, 5), sound=(6, 5)):
