@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import trio
 
 from claudefs_repl.error import DiskFull
 from nodes.store.sqlite_store import SqliteStore
@@ -30,7 +29,7 @@ async def fill(store: SqliteStore) -> None:
         await transaction.commit()
 
 
-async def test_a_store_grows_while_there_is_room_and_fails_as_on_a_full_disk_otherwise(tmp_path: Path):
+def test_a_store_grows_while_there_is_room_and_fails_as_on_a_full_disk_otherwise(tmp_path: Path):
     """What does not fit is refused as a full disk and leaves nothing; with room again the store goes on."""
     world = World(1)
     disk = SimDisk(world.rng("disk"), write_s=0.0, sync_s=0.0, quota_bytes=1 << 20)
@@ -38,7 +37,8 @@ async def test_a_store_grows_while_there_is_room_and_fails_as_on_a_full_disk_oth
         world, Network(world, (0.0, 0.0), 1e9), "10.0.0.1", "alpha", disk, SimWallClock(world, offset_s=0)
     )
     storage = SimStorage(disk, Process(machine, "alpha.1"), world.trace)
-    with trio.fail_after(10):
+
+    async def main() -> None:
         store = await SqliteStore.open(
             tmp_path / "view.sqlite", shard_count=1, runner=SimStoreRunner(storage, tmp_path)
         )
@@ -50,3 +50,5 @@ async def test_a_store_grows_while_there_is_room_and_fails_as_on_a_full_disk_oth
         await store.read(lambda view: view.applied())
         await fill(store)
         await store.close()
+
+    world.run(main)
