@@ -449,7 +449,7 @@ async def prepared():
 
 async def picture(manager):
     """All that a caller can know of a manager; its events are drained. A lock that is held would hold this for ever."""
-    with trio.fail_after(1):
+    with trio.fail_after(30):
         states = await manager.all_states()
         assert all(isinstance(state, SiteFailoverState) for state in states)
         return states, await manager.drain_events()

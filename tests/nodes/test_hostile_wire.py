@@ -472,7 +472,7 @@ async def test_a_flipped_bit_at_any_byte_of_a_conversation_changes_nothing(site,
     for at in itertools.count():
         tamperer.at, tamperer.sent = at, bytearray()
         try:
-            with trio.fail_after(3):
+            with trio.fail_after(30):
                 received = await converse(site, port)
         except (PeerRefused, *LINK_ERRORS):
             assert site.received() == (0, 0), at
@@ -625,7 +625,7 @@ async def test_ten_thousand_connections_from_one_address_leave_an_honest_conduit
             seq = 1
             while flooded < 10_000:
                 await link.send(batch(link, seq, block(first=seq, count=1)))
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     assert (await link.expect(Ack)).received[JOURNAL] == (seq, 0)
                 seq += 1
         assert seq > 20
