@@ -19,6 +19,9 @@ import nodes
 SEED_CPU_S_MAX = 120.0
 """A run that takes so much is in a loop: virtual time does not pass in it. Ordinary ones take a few seconds."""
 
+SEED_CPU_S_AGAIN = 5.0
+"""What is told of that may be lost, or end one loop of several: it is told again after so much."""
+
 
 class SeedHangs(BaseException):
     """A run does not come to its end; no `except Exception` of the code under test must stop it."""
@@ -33,7 +36,7 @@ def hunt(module: str, first: int, count: int) -> Iterator[dict[str, Any]]:
     run_seed = importlib.import_module(module).run_seed
     signal.signal(signal.SIGVTALRM, _interrupt)
     for seed in range(first, first + count):
-        signal.setitimer(signal.ITIMER_VIRTUAL, SEED_CPU_S_MAX)
+        signal.setitimer(signal.ITIMER_VIRTUAL, SEED_CPU_S_MAX, SEED_CPU_S_AGAIN)
         try:
             violations = list(map(str, run_seed(seed).violations))
         except (SeedHangs, Exception) as error:
