@@ -28,9 +28,10 @@ _SAME_TARGET = "SELECT stamp FROM recent WHERE object = ? AND facet = ? AND deta
 _RECENT_OF = "SELECT stamp FROM recent WHERE object = ?"
 _IS_WANTED = """
 SELECT 1 FROM (
-    SELECT id, is_kept FROM conflict WHERE object = ?1
-    UNION ALL SELECT id, is_kept FROM conflict WHERE inode = ?1 AND inode <> object
-) c WHERE c.is_kept AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) LIMIT 1
+    SELECT id FROM conflict WHERE object = ?1 AND is_kept
+    UNION ALL SELECT id FROM conflict WHERE inode = ?1 AND inode <> object AND is_kept
+    UNION ALL SELECT id FROM conflict WHERE parent = ?1 AND parent IS NOT NULL
+) c WHERE NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) LIMIT 1
 """
 _RUNS = (
     "SELECT origin, incarnation, seen, shard, max(last_seq) FROM seen_run GROUP BY origin, incarnation, seen, shard "
@@ -182,7 +183,10 @@ class _Sweep:
                 self._connection.execute(statement, (inode,))
 
     def _is_settled(self, inode: int) -> bool:
-        """Whether everything that is remembered of an object is stable, and no open conflict could bring it back."""
+        """Whether everything that is remembered of an object is stable, and no open conflict needs it.
+
+        One could bring it back, or have its path by it.
+        """
         stamps = self._connection.execute(_RECENT_OF, (inode,)).fetchall()
         return all(self._causality.is_stable(stamp) for (stamp,) in stamps) and (
             self._connection.execute(_IS_WANTED, (inode,)).fetchone() is None

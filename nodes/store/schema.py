@@ -138,6 +138,7 @@ CREATE TABLE conflict(
 );
 CREATE INDEX conflict_target ON conflict(object, facet, detail, run);
 CREATE INDEX conflict_inode ON conflict(inode) WHERE inode <> object;
+CREATE INDEX conflict_parent ON conflict(parent) WHERE parent IS NOT NULL;
 CREATE INDEX conflict_loser ON conflict(loser, id);
 CREATE TABLE piece(
     conflict BLOB NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, winner BLOB NOT NULL, data BLOB,

@@ -224,6 +224,31 @@ def test_a_removed_file_has_the_last_path_that_is_known(pair):
     assert (told["place"]["path"], told["place"]["is_there"]) == (b"/d/f", False)
 
 
+def test_a_removed_directory_is_remembered_as_long_as_an_open_conflict_has_its_path_by_it(pair):
+    """What a site has forgotten by now must not show in what it tells of a conflict: others tell the path as well."""
+    one, two = pair
+    top = one.do(MakeDir(1, b"top", 0o755, 0, 0, 0))[0].inode
+    below = one.do(MakeDir(top, b"below", 0o755, 0, 0, 0))[0].inode
+    file = make_file(one, b"f", below)
+    two.pull(one)
+    one.do(WriteData(file, 0, b"changed"))
+    two.do(Remove(below, b"f"))
+    two.do(RemoveDir(top, b"below"))
+    two.do(RemoveDir(1, b"top"))
+    meet(one, two)
+    for _ in range(3):
+        one.hear_and_forget([two], heard=[True])
+    for site in pair:
+        (told,) = conflict_page(site.view, after=None, limit=10, **ALL)["conflicts"]
+        assert (told["kind"], told["path"]) == ("delete_modify", b"/top/below/f")
+    assert one.view.tree_digest() == two.view.tree_digest()
+    one.do(Settle(bytes.fromhex(told["id"]), How.ACCEPTED))
+    meet(one, two)
+    for _ in range(3):
+        one.hear_and_forget([two], heard=[True])
+    assert one.connection.execute("SELECT count(*) FROM trash").fetchone() == (0,)
+
+
 def test_both_sides_of_a_name_are_told_with_where_they_show(pair):
     """The winner by the name, the loser by its conflict name; when the winner has left the name, by that."""
     one, two = pair
