@@ -447,6 +447,7 @@ class Observation:
         peaceful: objects that sites changed only one after another, as text found in a conflict's `what`: no conflict is
             about them.
         dead_letters_planted: entries that cannot be applied, put into a journal on purpose.
+        planted_refused: those of them that were told as not journaled again, when their site was made anew.
     """
 
     sites: Mapping[str, SiteId]
@@ -474,3 +475,4 @@ class Observation:
     expected_conflicts: Sequence[tuple[str, str]] = ()
     peaceful: Sequence[str] = ()
     dead_letters_planted: int = 0
+    planted_refused: int = 0

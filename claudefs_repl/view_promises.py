@@ -160,10 +160,9 @@ def _check_dead_letters(seen: Observation, inquiry: Inquiry) -> None:
             inquiry.count("dead letters counted", counted)
             if counted != told:
                 inquiry.find(f"{counted} dead letters are counted, but {told} told", site=name)
-        if told < seen.dead_letters_planted:
-            inquiry.find(
-                f"{seen.dead_letters_planted} entries cannot be applied, but {told} dead letters are told", site=name
-            )
+        due = seen.dead_letters_planted - seen.planted_refused
+        if told < due:
+            inquiry.find(f"{due} entries cannot be applied, but {told} dead letters are told", site=name)
         if told > seen.dead_letters_planted:
             letter = end.dead_letters[0]
             what = f"a dead letter that nobody planted: {letter.reason}"

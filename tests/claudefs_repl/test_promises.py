@@ -468,6 +468,12 @@ def test_what_nobody_has_any_more_of_a_later_journal_may_be_what_was_written_ane
         assert broken(judge(replace(seen, ends={**ends, "alpha": GOOD.ends["alpha"]}), ["P2"]))
 
 
+@pytest.mark.parametrize(("planted", "ruling"), [(2, Ruling.HELD), (3, Ruling.BROKEN)])
+def test_an_entry_that_was_told_as_not_journaled_again_is_no_dead_letter(planted, ruling):
+    """A site that was made anew has told of it; all others are dead letters everywhere."""
+    assert judge(replace(GOOD, dead_letters_planted=planted, planted_refused=1), ["P5"])[0].ruling is ruling
+
+
 def test_a_verdict_keeps_the_first_findings_and_counts_all():
     """A broken run does not fill the memory with its findings."""
     lost = tuple(Acknowledged(ALPHA, 0, seq, 0x900, Op.WRITE) for seq in range(5, 405))

@@ -106,6 +106,10 @@ def observe(
         log_damage=list(_damage(cluster, nemesis)),
         expected_tree=workload.private.expected(but=_bereft(cluster, nemesis)),
         dead_letters_planted=nemesis.done.planted,
+        planted_refused=sum(
+            event["event"] == "entry_not_journaled_again" and event["reason"].startswith("payload version")
+            for event in cluster.events
+        ),
     )
 
 
