@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from claudefs_repl.journal import STAMP_BITS
 from claudefs_repl.operations import SetAttr
 from nodes.store.causality import Cause
 from nodes.store.claims import refresh_holders
@@ -20,7 +19,10 @@ _MAKE = (
     "INSERT OR IGNORE INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, named) "
     "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
 )
-_NAME = f"UPDATE inode SET named = {Named.BY_MAKER}, named_stamp = ?2 WHERE inode = ?1 AND named < {Named.BY_MAKER}"
+_NAME = (
+    f"UPDATE inode SET named = {Named.BY_MAKER}, named_stamp = ?2 WHERE inode = ?1 AND named < {Named.BY_MAKER} "
+    "AND substr(made, 9, 16) = substr(?2, 9, 16)"
+)
 _FIND = f"UPDATE inode SET named = {Named.BY_OTHERS} WHERE inode = ?1 AND named < {Named.BY_OTHERS}"
 _MEET = "INSERT OR IGNORE INTO inode(inode) VALUES (?)"
 _STAMPED = (("mode", "mode_stamp"), ("uid", "uid_stamp"), ("gid", "gid_stamp"), ("mtime_ns", "mtime_stamp"))
@@ -121,14 +123,12 @@ def set_xattr(judge: Judge, cause: Cause, inode: int, name: bytes, value: bytes 
 def note_named(connection: sqlite3.Connection, cause: Cause, inode: int) -> None:
     """An object has, or had, a name: it is not one that its maker may have abandoned."""
     make_known(connection, inode)
-    if inode >> STAMP_BITS == cause.stamp.origin:
-        connection.execute(_NAME, (inode, cause.packed))
-    else:
+    if not connection.execute(_NAME, (inode, cause.packed)).rowcount:
         note_found(connection, inode)
 
 
 def note_found(connection: sqlite3.Connection, inode: int) -> None:
-    """Somebody else than its maker has named or changed a known object, so the maker has named it somewhere."""
+    """Somebody else than its maker has named or changed a known object; no effect on one that its maker has named here."""
     connection.execute(_FIND, (inode,))
 
 

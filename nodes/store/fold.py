@@ -186,10 +186,11 @@ class Fold:
             name = self.causality.name_of(seen)
             for inode, stamp in inodes.items():
                 cause = Cause(Stamp.unpack(stamp), stamp, seen, name, is_local=False)
-                if inode >> STAMP_BITS != cause.stamp.origin and not self.judge.is_named(inode):
+                if self.judge.is_of_making(inode, stamp):
+                    continue
+                if not self.judge.is_named(inode):
                     note_found(self.connection, inode)
-                if not self.judge.is_of_making(inode, stamp):
-                    yield inode, cause
+                yield inode, cause
 
     def found_conflicts(self) -> list[Conflict]:
         """The conflicts that came since this was last asked and are there still."""

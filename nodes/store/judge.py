@@ -7,7 +7,8 @@ may be concurrent with it. So whichever of two entries comes second meets the fi
 Nothing is looked up where nothing is remembered, which is nearly everywhere: `Judge.watched` holds the other places.
 An object is known to its maker alone until it has a name. What its maker does to its attributes before belongs to the
 making: it takes part in no conflict, though somebody may have found the object by a name that came by a detour. The bytes
-that it writes before are judged as soon as anybody else is known to have changed the object.
+that it writes before are judged as soon as anybody else is known to have changed the object. The maker is a journal: what
+its site does in a later one may come before the making, as anybody else's changes may.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import DATA_BYTES_MAX, STAMP_BITS, Stamp
-from nodes.store.causality import Causality, Cause
+from nodes.store.causality import Causality, Cause, is_same_journal
 from nodes.store.conflicts import ConflictKind, ConflictList, Facet, Loser, Target, cut_data
 from nodes.store.schema import Named
 
@@ -47,7 +48,7 @@ _LONG = b"\xff"
 """Before the offset of a remembered piece that is longer than any write, in its `detail`: behind all others."""
 _LEFT = b"left"
 _COVERED = b"covered"
-_NAMED = "SELECT named, named_stamp FROM inode WHERE inode = ?"
+_NAMED = "SELECT named, named_stamp, made FROM inode WHERE inode = ?"
 _REMEMBERED = "SELECT object, facet, count(*) FROM recent GROUP BY object, facet"
 _CONTESTED = "SELECT object, facet, count(*) FROM conflict GROUP BY object, facet"
 _FACET_BITS = 5
@@ -203,7 +204,7 @@ class Judge:
         if inode >> STAMP_BITS != cause.stamp.origin:
             return True
         row = self.connection.execute(_NAMED, (inode,)).fetchone()
-        return row is None or row[0] != Named.NOT
+        return row is None or row[0] != Named.NOT or not is_same_journal(row[2], cause.packed)
 
     def is_of_making(self, inode: int, packed: bytes) -> bool:
         """Whether an entry on an object, applied or about to be, is its maker's from before the maker named it."""
@@ -213,9 +214,9 @@ class Judge:
         if named_stamp is None:
             row = self.connection.execute(_NAMED, (inode,)).fetchone()
             if row is None or row[0] != Named.BY_MAKER:
-                return row is not None
+                return row is not None and is_same_journal(row[2], packed)
             named_stamp = self._named[inode] = row[1]
-        return packed < named_stamp
+        return packed < named_stamp and is_same_journal(packed, named_stamp)
 
     def is_name_watched(self, directory: int) -> bool:
         """Whether a claim to a name in a directory may have something to meet beside the claims in the tree."""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from claudefs_repl.journal import FILE_BYTES_MAX, STAMP_BITS, JournalId, Stamp
+from claudefs_repl.journal import FILE_BYTES_MAX, JournalId, Stamp
 from claudefs_repl.operations import (
     Create,
     Link,
@@ -109,10 +109,14 @@ def span_of(fact: Fact) -> range:
 
 
 def facts_of_making(facts: list[Fact]) -> Iterable[Stamp]:
-    """What makers did to their objects before they named them."""
+    """What makers did to their objects before they named them, in the journals that made them."""
+    makers: dict[int, tuple[int, int]] = {}
     named: set[int] = set()
     for fact in facts:
-        if fact.inode >> STAMP_BITS != fact.stamp.origin:
+        journal = fact.stamp.origin, fact.stamp.incarnation
+        if isinstance(fact.operation, Create | MkDir | Symlink):
+            makers[fact.inode] = journal
+        if makers.get(fact.inode) != journal:
             continue
         if claim_of(fact) is not None:
             named.add(fact.inode)

@@ -124,3 +124,60 @@ def test_what_a_lost_truncate_would_leave_is_the_same_in_whatever_pieces_a_site_
     ]
     assert lost[0] == lost[1] == lost[2]
     assert LostContent(97, []) in lost[0]
+
+
+@pytest.fixture
+def begun_anew(memory_site):
+    """Site 1 with another journal than the one in `sites`."""
+    site = memory_site(1, incarnation=0x1000)
+    yield site
+    site.close()
+
+
+def make_and_name(site):
+    (made,) = site.do(local.CreateFile(None, None, 0o600, 0, 0, 0))
+    site.do(local.WriteData(made.inode, 0, b"made"))
+    site.do(local.NameFile(made.inode, ROOT_INODE, b"name", replace=False))
+    return made.inode
+
+
+@pytest.mark.parametrize("makes", [create, lambda site, _: make_and_name(site)])
+def test_a_name_that_a_maker_gave_in_a_later_journal_is_not_the_first(sites, begun_anew, makes):
+    """A site sets an attribute, loses its journal and renames the file in another one, which comes first to a third site."""
+    one, two, three = sites
+    inode = makes(one, b"name")
+    two.pull(one)
+    one.do(local.SetX(inode, b"user.a", b"first"))
+    two.wall_us = one.wall_us + 1
+    two.do(local.SetX(inode, b"user.a", b"second"))
+    begun_anew.wall_us = two.wall_us + 1
+    begun_anew.pull(one)
+    begun_anew.do(local.Move(ROOT_INODE, b"name", ROOT_INODE, b"renamed", replace=False))
+    three.pull(begun_anew)
+    assert [found.kind for found in check([*sites, begun_anew])] == ["xattr"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda inode, value: local.SetAttributes(inode, mode=value[0]), "attribute"),
+        (lambda inode, value: local.WriteData(inode, 0, value), "content"),
+    ],
+)
+def test_what_a_site_does_in_a_later_journal_does_not_belong_to_the_making(sites, begun_anew, change, kind):
+    """It comes to a third site before the making, and so does what somebody else did concurrently."""
+    one, two, three = sites
+    inode = make_and_name(one)
+    for site in (two, begun_anew):
+        site.pull(one)
+    two.wall_us = begun_anew.wall_us = one.wall_us + 1
+    begun_anew.do(change(inode, b"a"))
+    three.pull(begun_anew)
+    create(one, b"other")
+    begun_anew.pull(one)
+    begun_anew.do(change(inode, b"b"))
+    two.wall_us += 5
+    two.do(change(inode, b"c"))
+    three.pull(begun_anew)
+    three.pull(two)
+    assert [found.kind for found in check([*sites, begun_anew])] == [kind] * 2
