@@ -176,7 +176,7 @@ class Keeper:
         if failure is None:
             return True
         ahead = [other for other in self._keeping if remedy_stamps(other) in str(failure)]
-        if ahead and self._is_empty(name):
+        if ahead and self._keeping[name].is_broken:
             self._wait_for_stamps(str(failure))
             return False
         if ahead or isinstance(failure, SiteUnreachable):
@@ -188,7 +188,10 @@ class Keeper:
         return False
 
     def _wait_for_stamps(self, refusal: str) -> None:
-        """Nobody is left to begin anew from but sites with stamps too far ahead: all clocks come to where they are taken."""
+        """Nobody is left to begin anew from but sites with stamps too far ahead: all clocks come to where they are taken.
+
+        Nor can those be repaired, for that takes a site that answers and is free of such stamps.
+        """
         beyond_s = min(float(number.replace(",", "")) for number in re.findall(r"([\d,.]+) s beyond", refusal))
         for machine in self._cluster.machines.values():
             machine.clock.jump(beyond_s + 1)
