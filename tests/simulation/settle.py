@@ -21,7 +21,7 @@ POLL_S = 0.25
 ANSWER_S = 2.0
 REMEDY = "claudefs-repl bootstrap"
 PATIENCE_S = 6.0
-"""An operator waits so long whether a site that asks for him gets over it by itself, as some say that they may."""
+"""So long an operator waits for a site that asks for him, but may get over it by itself, while nothing comes to it."""
 OPERATOR_AFTER_S = 15.0
 """An operator who sees that nothing moves looks at stamps that peers refuse, and has the site made anew."""
 LOST_ASKED_MAX = 10
@@ -83,11 +83,11 @@ async def settle(cluster: Cluster, keeper: Keeper, limit_s: float, read: Collect
     settled = Settled()
     began_s = trio.current_time()
     helped: set[str] = set()
-    asking_since_s: dict[str, float] = {}
+    asking_since: dict[str, tuple[float, Reached]] = {}
     level: list[Reached] | None = None
     while trio.current_time() < began_s + limit_s:
         is_late = trio.current_time() > began_s + OPERATOR_AFTER_S
-        settled.missing, reached = await _what_is_missing(cluster, keeper, helped, asking_since_s, is_late)
+        settled.missing, reached = await _what_is_missing(cluster, keeper, helped, asking_since, is_late)
         if not settled.missing and reached == level:
             settled.converged_us = cluster.world.now_us()
             break
@@ -100,7 +100,7 @@ async def settle(cluster: Cluster, keeper: Keeper, limit_s: float, read: Collect
 
 
 async def _what_is_missing(
-    cluster: Cluster, keeper: Keeper, helped: set[str], asking_since_s: dict[str, float], is_late: bool
+    cluster: Cluster, keeper: Keeper, helped: set[str], asking_since: dict[str, tuple[float, Reached]], is_late: bool
 ) -> tuple[str, list[Reached]]:
     """What keeps the sites from being level and writable, in words; a site that needs its operator gets him.
 
@@ -113,15 +113,15 @@ async def _what_is_missing(
         if status is None:
             missing.append(f"{name} does not answer")
             continue
-        if any(REMEDY in reason for reason in status["refusing_writes"]):
-            since_s = asking_since_s.setdefault(name, trio.current_time())
-        else:
-            since_s = trio.current_time()
-            asking_since_s.pop(name, None)
-        needed = trio.current_time() > since_s + PATIENCE_S
+        now_s, received = trio.current_time(), status["received"]
+        since_s, before = asking_since.get(name, (now_s, received))
+        if before != received or not any(REMEDY in reason for reason in status["refusing_writes"]):
+            since_s = now_s
+        asking_since[name] = since_s, received
+        needed = now_s > since_s + PATIENCE_S
         refused = any(link["stamps_refused"] for link in status["peers"].values())
         if needed or (is_late and refused and name not in helped):
-            asking_since_s.pop(name, None)
+            asking_since.pop(name, None)
             if await keeper.bootstrap(name):
                 helped.add(name)
                 return f"{name} was made anew", reached
