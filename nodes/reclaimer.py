@@ -6,7 +6,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from claudefs_repl.error import NotWritable
-from claudefs_repl.journal import Inode, SiteId
+from claudefs_repl.journal import Inode, JournalId
 from nodes.journal_writer import WriteRequest
 from nodes.store.local import GiveUp, LocalRequest
 from nodes.store.sqlite_store import SqliteStore
@@ -19,14 +19,17 @@ RECLAIM_RETRY_S = 0.5
 
 async def run_reclaimer(
     *,
-    origin: SiteId,
+    journal: JournalId,
     store: SqliteStore,
     writes: trio.MemorySendChannel[WriteRequest],
     gate: WriteGate,
     logger: FilteringBoundLogger,
 ) -> None:
-    """Give up what is nameless at the start, once the site takes writes; then there is nothing more to do."""
-    leftover = await store.read(lambda view: view.nameless(origin))
+    """Give up what is nameless at the start, once the site takes writes; then there is nothing more to do.
+
+    Only what the site's own journal made: what names a file of a former one may still be on its way back from the peers.
+    """
+    leftover = await store.read(lambda view: view.nameless(journal))
     count = len(leftover)
     while leftover:
         if gate.mode.is_writable:

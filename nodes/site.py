@@ -380,7 +380,7 @@ class Site:
         )
         nursery.start_soon(
             lambda: run_reclaimer(
-                origin=self._site.site_id,
+                journal=recovered.journals.own.journal,
                 store=recovered.store,
                 writes=running.writes,
                 gate=self._gate,

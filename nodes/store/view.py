@@ -12,7 +12,7 @@ from typing import Any
 
 from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.error import OperationRefused
-from claudefs_repl.journal import NAME_BYTES_MAX, ROOT_INODE, STAMP_BITS, Inode, SiteId, Stamp
+from claudefs_repl.journal import NAME_BYTES_MAX, ROOT_INODE, STAMP_BITS, Inode, JournalId, Shard, SiteId, Stamp
 from claudefs_repl.operations import path_text
 from nodes.store import digest
 from nodes.store.claims import VISIBLE
@@ -51,7 +51,8 @@ WHERE l.inode = ? AND {VISIBLE} ORDER BY l.parent, l.name
 """  # noqa: S608 -- joined from constants only
 _XATTRS = "SELECT name, value FROM xattr WHERE inode = ? AND value IS NOT NULL ORDER BY name"
 _NAMELESS = (
-    "SELECT inode FROM inode WHERE kind IN (1, 3) AND named = 0 AND gone = 0 AND inode BETWEEN ? AND ? ORDER BY inode"
+    "SELECT inode FROM inode WHERE kind IN (1, 3) AND named = 0 AND gone = 0 AND inode BETWEEN ? AND ? "
+    "AND substr(made, 9, 16) = ? ORDER BY inode"
 )
 _COUNTS = {
     "files": "SELECT count(*) FROM inode WHERE kind = 1 AND gone = 0",
@@ -279,10 +280,11 @@ class View:
         """An object's extended attributes, by name."""
         return dict(self.connection.execute(_XATTRS, (inode,)))
 
-    def nameless(self, origin: SiteId) -> list[Inode]:
-        """What a site made without a name and neither named nor gave up."""
-        first = origin << STAMP_BITS
-        return [inode for (inode,) in self.connection.execute(_NAMELESS, (first, first + (1 << STAMP_BITS) - 1))]
+    def nameless(self, journal: JournalId) -> list[Inode]:
+        """What a site made without a name in a journal, and neither named nor gave up."""
+        first = journal.origin << STAMP_BITS
+        place = first, first + (1 << STAMP_BITS) - 1, Stamp(0, *journal, Shard(0), 0).pack()[8:24]
+        return [inode for (inode,) in self.connection.execute(_NAMELESS, place)]
 
     def counts(self) -> dict[str, int]:
         """How much of each thing the store holds, hidden things included; reads every table through."""

@@ -250,7 +250,9 @@ class Lab:
         """Files that a site made and that have no name, as its view has them on disk."""
         site = self.cluster.site(name)
         with contextlib.closing(sqlite3.connect(site.data_dir / STORE_FILE)) as connection:
-            return len(View(connection).nameless(site.site_id))
+            view = View(connection)
+            own = [journal for journal in view.applied() if journal.origin == site.site_id]
+            return sum(len(view.nameless(journal)) for journal in own)
 
     def events(self, site: str, name: str | None = None) -> list[dict[str, Any]]:
         """What a site has logged, or only the events of one name."""

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from claudefs_repl.error import OperationRefused
-from claudefs_repl.journal import FILE_BYTES_MAX, ROOT_INODE, SiteId
+from claudefs_repl.journal import FILE_BYTES_MAX, ROOT_INODE, Incarnation, JournalId, SiteId
 from nodes.store.local import (
     CreateFile,
     GiveUp,
@@ -76,10 +76,10 @@ def test_a_nameless_file_is_filled_and_then_named(site):
     site.do(*make_file(1, b"f", b"old"))
     made, *_ = site.do(CreateFile(None, None, 0o600, 0, 0, 0), WriteData(-1, 0, b"new"))
     assert site.view.read(site.view.resolve(b"/f").inode, 0, 10) == b"old"
-    assert site.view.nameless(SiteId(1)) == [made.inode]
+    assert site.view.nameless(site.journal) == [made.inode]
     site.do(NameFile(made.inode, 1, b"f", replace=True))
     assert site.view.read(site.view.resolve(b"/f").inode, 0, 10) == b"new"
-    assert site.view.nameless(SiteId(1)) == []
+    assert site.view.nameless(site.journal) == []
     assert list(site.listing()) == [b"f"]
 
 
@@ -87,7 +87,7 @@ def test_a_nameless_file_is_given_up_with_its_data(site):
     """Giving up removes object and data at once; it cannot be named afterwards."""
     made, *_ = site.do(CreateFile(None, None, 0o600, 0, 0, 0), WriteData(-1, 0, b"x"), SetX(-1, b"user.a", b"1"))
     site.do(GiveUp(made.inode))
-    assert site.view.nameless(SiteId(1)) == []
+    assert site.view.nameless(site.journal) == []
     assert site.view.counts()["bytes"] == 0
     assert refusal(site, NameFile(made.inode, 1, b"f")) == "ENOENT"
     assert refusal(site, GiveUp(made.inode)) == "ENOENT"
@@ -98,8 +98,9 @@ def test_only_the_maker_lists_and_changes_its_nameless_files(pair):
     one, two = pair
     made, *_ = one.do(CreateFile(None, None, 0o600, 0, 0, 0))
     two.pull(one)
-    assert two.view.nameless(SiteId(2)) == []
-    assert two.view.nameless(SiteId(1)) == [made.inode]
+    assert two.view.nameless(two.journal) == []
+    assert two.view.nameless(one.journal) == [made.inode]
+    assert two.view.nameless(JournalId(one.journal.origin, Incarnation(7))) == [], "another journal of its site"
     for op in (
         GiveUp(made.inode),
         WriteData(made.inode, 0, b"x"),
@@ -296,7 +297,7 @@ def test_xattrs_come_and_go(site):
 def test_bad_names_are_refused_by_every_operation_that_gives_one(site, name, code):
     """No client brings in a name that cannot be, or one that would pass for a conflict name."""
     site.do(CreateFile(1, b"f", 0, 0, 0, 0), CreateFile(None, None, 0, 0, 0, 0))
-    held, nameless = site.view.resolve(b"/f").inode, site.view.nameless(SiteId(1))[0]
+    held, nameless = site.view.resolve(b"/f").inode, site.view.nameless(site.journal)[0]
     for op in (
         CreateFile(1, name, 0, 0, 0, 0),
         make_dir(1, name),
