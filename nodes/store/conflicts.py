@@ -28,6 +28,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from nodes.store.causality import Cause, is_same_journal
+from nodes.store.schema import bind_as
 
 ID_BYTES = 8
 
@@ -58,6 +59,10 @@ class ConflictKind(IntEnum):
     DELETE_MODIFY = 7
     RMDIR_CREATE = 8
     CYCLE = 9
+
+
+bind_as(Facet, int)
+bind_as(ConflictKind, int)
 
 
 class Target(NamedTuple):
