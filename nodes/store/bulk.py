@@ -35,6 +35,11 @@ _LAST_END = "SELECT high FROM extent WHERE inode = ? ORDER BY low DESC LIMIT 1"
 _IN_ONE_INSERT = 32
 """Rows of one statement: a quarter less time than one by one. Not for runs: SQLite would copy their bytes once more."""
 _ADD_RUN = "INSERT INTO extent(inode, low, high, stamp, data) VALUES (?, ?, ?, ?, ?)"
+_ADD_FILES = (
+    "INSERT INTO inode(inode, kind, made, mode, uid, gid, mtime_ns, named) VALUES ",
+    f"(?, {Kind.FILE}, ?, ?, ?, ?, ?, {Named.BY_MAKER})",
+)
+"""What every named file begins with is not bound again for each: a bound value costs as much as a stored one."""
 _ADD_OBJECTS = (
     "INSERT INTO inode(inode, kind, made, target, mode, uid, gid, mtime_ns, mtime_stamp, named, named_stamp) VALUES ",
     "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -58,6 +63,10 @@ class NewObject(NamedTuple):
     named_stamp: bytes
 
 
+_NewFile = tuple[int, bytes, int, int, int, int]
+"""A file that was made with its name, and not changed since: inode, stamp, mode, uid, gid, mtime_ns."""
+
+
 class Bulk:
     """What is gathered of one transaction. Owned by its `Fold`.
 
@@ -69,6 +78,7 @@ class Bulk:
         self._judge = judge
         self._ends: dict[int, int] = {}
         self._runs: list[tuple[int, int, int, bytes, bytes]] = []
+        self._files: dict[int, _NewFile] = {}
         self._objects: dict[int, NewObject] = {}
         self._links: list[tuple[int, bytes, int, bytes]] = []
         self._known: set[int] = set()
@@ -91,7 +101,8 @@ class Bulk:
             return False
         end = self._ends.get(inode)
         if end is None:
-            row = None if inode in self._objects else self._connection.execute(_LAST_END, (inode,)).fetchone()
+            is_new = inode in self._files or inode in self._objects
+            row = None if is_new else self._connection.execute(_LAST_END, (inode,)).fetchone()
             end = self._ends[inode] = 0 if row is None else row[0]
         if offset < end or not data:
             return False
@@ -104,8 +115,12 @@ class Bulk:
         mode, uid, gid, mtime_ns, parent, name = made.mode, made.uid, made.gid, made.mtime_ns, made.parent, made.name
         if not self._add_making(inode, parent, name, stamp):
             return False
-        named = Named.NOT if parent is None else Named.BY_MAKER
-        self._objects[inode] = NewObject(inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", named, b"")
+        if parent is not None:
+            self._files[inode] = inode, stamp, mode, uid, gid, mtime_ns
+        else:
+            self._objects[inode] = NewObject(
+                inode, Kind.FILE, stamp, None, mode, uid, gid, mtime_ns, b"", Named.NOT, b""
+            )
         return True
 
     def add_symlink(self, inode: int, made: Symlink, stamp: bytes) -> bool:
@@ -134,8 +149,13 @@ class Bulk:
 
     def touch(self, inode: int, mtime_ns: int, stamp: bytes) -> bool:
         """A file that was made here gets a time, if the change is the latest."""
-        made = self._objects.get(inode)
-        if made is None:
+        file = self._files.pop(inode, None)
+        if file is not None:
+            made = NewObject(inode, Kind.FILE, file[1], None, *file[2:], b"", Named.BY_MAKER, b"")
+            self._objects[inode] = made
+        elif inode in self._objects:
+            made = self._objects[inode]
+        else:
             return False
         if max(made.made, made.mtime_stamp) < stamp:
             self._objects[inode] = made._replace(mtime_ns=mtime_ns, mtime_stamp=stamp)
@@ -147,6 +167,9 @@ class Bulk:
         What was looked up of them for the block does not hold any more.
         """
         # In the tables' orders: shards come one after another, and their rows lie between each other.
+        if self._files:
+            self._insert(_ADD_FILES, sorted(self._files.values()))
+            self._files.clear()
         if self._objects:
             self._insert(_ADD_OBJECTS, sorted(self._objects.values()))
             self._objects.clear()
