@@ -193,4 +193,4 @@ class _Later:
 
 
 def _attributes_of(fields: SetAttr) -> set[str]:
-    return {name for name in SetAttr.__slots__ if getattr(fields, name) is not None}
+    return {name for name in SetAttr.__struct_fields__ if getattr(fields, name) is not None}

@@ -161,5 +161,5 @@ def _conflicts(entries: int) -> Iterator[tuple[JournalId, list[Block]]]:
 
         yield one.journal, one.blocks(make())
         other.seen = {one.journal: tuple(one.seqs)}
-        yield one.journal, one.blocks((inode, SetAttr(mode=0o600)) for inode in made)
-        yield other.journal, other.blocks((inode, SetAttr(mode=0o640)) for inode in made)
+        yield one.journal, one.blocks((inode, SetAttr.only(mode=0o600)) for inode in made)
+        yield other.journal, other.blocks((inode, SetAttr.only(mode=0o640)) for inode in made)

@@ -25,6 +25,7 @@ from claudefs_repl.journal import (
     shard_of,
 )
 from claudefs_repl.operations import (
+    INODE_MAX,
     Create,
     Link,
     MkDir,
@@ -68,7 +69,7 @@ from nodes.store.resolutions import fold_resolution, is_resolution
 from nodes.store.schema import SYMLINK_MODE, Kind, read_applied, read_meta, write_applied, write_meta
 from nodes.store.soundness import ANY_TIME, TIMESTAMP_US_MAX, check_entry, check_superseded
 from nodes.store.sums import JournalSums, read_sums, write_sums
-from protocol.payload import INODE_MAX, PayloadInvalid, decode_payload
+from protocol.payload import PayloadInvalid, decode_payload
 
 _CREATE = int(Op.CREATE)
 

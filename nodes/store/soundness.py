@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from claudefs_repl.block import SUPERSEDED
 from claudefs_repl.journal import ROOT_INODE, STAMP_BITS, Op, Stamp, make_inode, shard_of
-from claudefs_repl.operations import Create, Link, MkDir, Operation, Rename, Symlink, Unlink
+from claudefs_repl.operations import INODE_MAX, Create, Link, MkDir, Operation, Rename, Symlink, Unlink
 from claudefs_repl.sync import SUPERSEDABLE
 from nodes.store.dead_letters import EntryUnsound
-from protocol.payload import INODE_MAX
 
 TIMESTAMP_US_MAX = (1 << STAMP_BITS) - 1
 """An inode number holds no greater stamp; the year 2112."""

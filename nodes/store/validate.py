@@ -285,7 +285,7 @@ class _Group:
         inode = self._inode(op.inode)
         self._kind(inode)
         fields = SetAttr(op.mode, op.uid, op.gid, op.mtime_ns)
-        return _Planned(inode, None if fields == SetAttr() else fields)
+        return _Planned(inode, None if fields == SetAttr.only() else fields)
 
     def _plan_set_xattr(self, op: SetX) -> _Planned:
         inode = self._inode(op.inode)

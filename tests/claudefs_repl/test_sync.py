@@ -77,14 +77,14 @@ CASES = [
     ("a truncate leaves the time and its rivals", (W(5, b"abc"), Truncate(0)), set()),
     ("a truncate between", (W(5, b"abc"), Truncate(0), W(5, b"abc")), {1}),
     ("truncates stay", (Truncate(5), Truncate(5), Truncate(1)), set()),
-    ("attributes set again by one", (SetAttr(mode=1), SetAttr(mode=2, uid=3)), {1}),
-    ("attributes set again by several", (SetAttr(mode=1, uid=1), SetAttr(uid=2), SetAttr(mode=2)), {1}),
-    ("an attribute that is not set again", (SetAttr(mode=1, uid=1), SetAttr(mode=2, gid=2)), set()),
-    ("a time is not set by a write", (SetAttr(mtime_ns=1), W(0, b"a")), set()),
+    ("attributes set again by one", (SetAttr.only(mode=1), SetAttr.only(mode=2, uid=3)), {1}),
+    ("attributes set again by several", (SetAttr.only(mode=1, uid=1), SetAttr.only(uid=2), SetAttr.only(mode=2)), {1}),
+    ("an attribute that is not set again", (SetAttr.only(mode=1, uid=1), SetAttr.only(mode=2, gid=2)), set()),
+    ("a time is not set by a write", (SetAttr.only(mtime_ns=1), W(0, b"a")), set()),
     ("an extended attribute", (SetXattr(b"user.a", b"1"), SetXattr(b"user.b", b"1"), RemoveXattr(b"user.a")), {1}),
     ("one that is not the user's", (SetXattr(b"system.a", b"1"), SetXattr(b"system.a", b"2")), set()),
     ("a removed one", (RemoveXattr(b"user.a"), SetXattr(b"user.a", b"1")), {1}),
-    ("a making", (Create(0o644, 0, 0, 0, None, None), SetAttr(mode=1, uid=1, gid=1, mtime_ns=1)), set()),
+    ("a making", (Create(0o644, 0, 0, 0, None, None), SetAttr.only(mode=1, uid=1, gid=1, mtime_ns=1)), set()),
 ]
 
 
@@ -151,7 +151,7 @@ def test_a_batch_with_nothing_to_undo_is_not_copied():
 
 def test_a_batch_of_very_many_entries_is_left_alone():
     """The work for one batch is bounded: beyond so many entries it is sent as it is."""
-    rows = [row(seq, SetAttr(mode=1)) for seq in range(1, ROWS_MAX + 2)]
+    rows = [row(seq, SetAttr.only(mode=1)) for seq in range(1, ROWS_MAX + 2)]
     seen = encode_cursors({}, SHARDS)
     longest = Block.build(shard=SHARD, first_seq=1, rows=rows[:-1], seen=seen)
     assert len(emptied(longest)) == ROWS_MAX - 1

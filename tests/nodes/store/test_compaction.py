@@ -38,8 +38,8 @@ changes = st.one_of(
     st.builds(Write, st.integers(0, 3), st.binary(min_size=1, max_size=6)),
     st.builds(Write, st.integers(0, 3), st.sampled_from([b"", b"wide" * 3])),
     st.builds(Truncate, st.integers(0, 6)),
-    st.builds(SetAttr, mode=values, uid=st.none() | values),
-    st.builds(SetAttr, gid=st.none() | values, mtime_ns=values),
+    st.builds(SetAttr.only, mode=values, uid=st.none() | values),
+    st.builds(SetAttr.only, gid=st.none() | values, mtime_ns=values),
     st.builds(SetXattr, names, st.binary(max_size=2)),
     st.builds(RemoveXattr, names),
 )

@@ -213,7 +213,7 @@ def test_what_waits_waits_for_the_first_that_still_cannot_be_decoded(site, decod
     journal = Journal()
     one = made(20)
     site.take(JOURNAL, [journal.entry(20, one, create(b"one"), is_newer=True)])
-    site.take(JOURNAL, [journal.entry(201, one, SetAttr(mode=1), payload=b"\x91\x03")])
+    site.take(JOURNAL, [journal.entry(201, one, SetAttr.only(mode=1), payload=b"\x91\x03")])
     site.take(JOURNAL, [journal.entry(202, one, Write(0, b"later"))])
     decoder.is_upgraded = True
     report = retry(site)
@@ -229,7 +229,7 @@ def test_an_unsound_entry_holds_up_nothing(site, decoder):
     site.take(JOURNAL, [wrong])
     (letter,) = letters(site)
     assert letter.is_unsound
-    assert site.take(JOURNAL, [journal.entry(10, made(8), SetAttr(mode=1))]).dead_letters == []
+    assert site.take(JOURNAL, [journal.entry(10, made(8), SetAttr.only(mode=1))]).dead_letters == []
     before = site.dump()
     report = retry(site)
     assert (report.applied, report.left) == ([], 1)
@@ -305,7 +305,7 @@ def test_an_object_with_a_dead_letter_of_the_own_journal_takes_no_change(site, d
     """A site that was set back to an older program refuses what would come after an entry of its own that it cannot read."""
     shard = shard_of(make_inode(site.journal.origin, 20), SHARDS)
     inode = make_inode(site.journal.origin, 20)
-    payload = newer(encode_payload(SetAttr(mode=0o700)))
+    payload = newer(encode_payload(SetAttr.only(mode=0o700)))
     made_payload = encode_payload(create(b"f"))
     rows = [
         NewRow(20, Op.CREATE, inode, made_payload, entry_crc32(1, shard, 1, 20, inode, Op.CREATE, made_payload)),

@@ -195,7 +195,7 @@ def test_a_name_that_was_claimed_the_long_way_is_taken_within_the_same_block(sit
     """Two entries of one block claim a name, the first of an object that another site has told of before: both show."""
     first, second = [made(number) for number in range(20, 60) if shard_of(made(number), SHARDS) == 0][:2]
     stamps = [inode & (1 << STAMP_BITS) - 1 for inode in (first, second)]
-    op, payload = Op.SET_ATTR, encode_payload(SetAttr(mode=0o640))
+    op, payload = Op.SET_ATTR, encode_payload(SetAttr.only(mode=0o640))
     crc32 = entry_crc32(1, 0, 6, 99, first, op, payload)
     seen = encode_cursors({JOURNAL: (2, 0)}, SHARDS)
     rows = [NewRow(99, op, first, payload, crc32)]
