@@ -23,12 +23,13 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import struct
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from nodes.store.causality import Cause, is_same_journal
 from nodes.store.schema import bind_as
+from nodes.store.watched import Watched
 
 ID_BYTES = 8
 
@@ -130,10 +131,10 @@ class ConflictList:
         found: ids of the conflicts that this fold brought, in order; some may be gone again.
     """
 
-    def __init__(self, connection: sqlite3.Connection, watch: Callable[[int, Facet], None]) -> None:
-        """`watch` is told of each object that has a conflict."""
+    def __init__(self, connection: sqlite3.Connection, watched: Watched) -> None:
+        """`watched` is told of each object that has a conflict."""
         self._connection = connection
-        self._watch = watch
+        self._watched = watched
         self.found: dict[bytes, None] = {}
 
     def lose(self, target: Target, kind: ConflictKind, loser: Loser, winner: bytes) -> bytes:
@@ -141,7 +142,7 @@ class ConflictList:
         number = conflict_id(target, loser.stamp)
         row = (number, *target, kind, loser.stamp, loser.run, winner, *loser[2:])
         if self._connection.execute(_INSERT, row).rowcount:
-            self._watch(target.object, target.facet)
+            self._watched.add_conflict(target.object, target.facet)
             self.found[number] = None
         else:
             self._connection.execute(_RAISE, (number, kind, winner, loser.parent, loser.name))

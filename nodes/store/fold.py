@@ -62,13 +62,14 @@ from nodes.store.dead_letters import (
     waits_for,
 )
 from nodes.store.extents import truncate_run, write_run
-from nodes.store.judge import Judge, Watched
+from nodes.store.judge import Judge
 from nodes.store.links import Removal, add_link, remove_link
 from nodes.store.moves import fold_making, fold_removal, fold_rename
 from nodes.store.resolutions import fold_resolution, is_resolution
 from nodes.store.schema import SYMLINK_MODE, Kind, read_applied, read_meta, write_applied, write_meta
 from nodes.store.soundness import ANY_TIME, TIMESTAMP_US_MAX, check_entry, check_superseded
 from nodes.store.sums import JournalSums, read_sums, write_sums
+from nodes.store.watched import Watched
 from protocol.payload import PayloadInvalid, decode_payload
 
 _CREATE = int(Op.CREATE)

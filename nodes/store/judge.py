@@ -24,6 +24,7 @@ from claudefs_repl.journal import DATA_BYTES_MAX, STAMP_BITS, Stamp
 from nodes.store.causality import Causality, Cause, is_same_journal
 from nodes.store.conflicts import ConflictKind, ConflictList, Facet, Loser, Target, cut_data
 from nodes.store.schema import Named
+from nodes.store.watched import Watched, contested, remembered
 
 LOW = struct.Struct(">Q")
 _REMEMBER = "INSERT OR IGNORE INTO recent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -31,7 +32,8 @@ _RECALL = (
     "SELECT stamp, inode, parent, name, value FROM recent WHERE object = ? AND facet = ? AND detail = ? ORDER BY stamp"
 )
 _FORGET = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ? AND stamp = ?"
-_FORGET_ALL = "DELETE FROM recent WHERE object = ? AND facet = ? AND detail = ?"
+_FORGET_BEING = f"DELETE FROM recent WHERE object = ? AND facet = {Facet.BEING} AND detail = ?"  # noqa: S608 -- a constant
+_REMEMBER_BEING = f"INSERT OR IGNORE INTO recent VALUES (?1, {Facet.BEING}, ?2, ?3, NULL, ?1, NULL, NULL, NULL)"  # noqa: S608 -- likewise
 _RECALL_RUNS = """
 SELECT detail, stamp, high, value, name FROM recent
 WHERE object = ?1 AND facet = ?2 AND high > ?3 AND detail >= ?4 AND detail < ?5
@@ -49,18 +51,10 @@ _LONG = b"\xff"
 _LEFT = b"left"
 _COVERED = b"covered"
 _NAMED = "SELECT named, named_stamp, made FROM inode WHERE inode = ?"
-_REMEMBERED = "SELECT object, facet, count(*) FROM recent GROUP BY object, facet"
-_CONTESTED = "SELECT object, facet, count(*) FROM conflict GROUP BY object, facet"
-_FACET_BITS = 5
-_CONFLICT = 1 << _FACET_BITS - 1
-"""Set in the keys of facets that have a conflict; they are watched without it as well."""
-WATCHED_MAX = 200_000
-"""Keys of a set: about 15 MiB."""
-_BLOOM_BITS = 22
-"""2^22 bytes are 4 MiB."""
-_SPREAD = 0x9E3779B97F4A7C15
-"""As `shard_of` spreads numbers that follow each other."""
-_PAIRS = tuple(1 << one | 1 << other for one in range(8) for other in range(one))
+_HAS_BEING = remembered(Facet.BEING)
+_HAS_LOST_BEING = contested(Facet.BEING)
+_HAS_REMOVAL = remembered(Facet.REMOVED)
+_HAS_CLAIM = remembered(Facet.NAME) | remembered(Facet.EMPTY)
 
 
 class Piece(NamedTuple):
@@ -86,78 +80,6 @@ class Memory(NamedTuple):
     parent: int | None
     name: bytes | None
     value: Any
-
-
-class Watched:
-    """The facets of objects of which something is remembered, or in conflict; perhaps more than these, never fewer.
-
-    Up to a number they are a set. Beyond it they are a Bloom filter (Bloom, "Space/time trade-offs in hash coding with
-    allowable errors", 1970) with both bits of a key in one byte, which takes no more memory however many they are, and is
-    wrong for one in twenty at three million. Owned by the store; outlives its transactions.
-    """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._keys: set[int] = set()
-        self._bits: bytearray | None = None
-        self._forgotten = self._rows = 0
-        self._load(connection)
-
-    def has(self, inode: int, facet: Facet) -> bool:
-        """Whether something may be there to look up."""
-        return self._has(inode << _FACET_BITS | facet)
-
-    def has_conflict(self, inode: int, facet: Facet) -> bool:
-        """Whether what may be there may be a conflict."""
-        return self._has(inode << _FACET_BITS | facet | _CONFLICT)
-
-    def _has(self, key: int) -> bool:
-        if self._bits is None:
-            return key in self._keys
-        at, pair = _bits_of(key)
-        return self._bits[at] & pair == pair
-
-    def add(self, inode: int, facet: Facet) -> None:
-        """Watch one more."""
-        self._add(inode << _FACET_BITS | facet)
-
-    def add_conflict(self, inode: int, facet: Facet) -> None:
-        """Watch one more that has a conflict."""
-        self._add(inode << _FACET_BITS | facet)
-        self._add(inode << _FACET_BITS | facet | _CONFLICT)
-
-    def reload(self, connection: sqlite3.Connection, forgotten: int) -> None:
-        """Watch just what must be, once as many changes were forgotten as were read the last time; for a filter, many."""
-        self._forgotten += forgotten
-        if self._forgotten >= max(self._rows, 1 if self._bits is None else WATCHED_MAX):
-            self._load(connection)
-
-    def _load(self, connection: sqlite3.Connection) -> None:
-        self._keys, self._bits, self._forgotten, self._rows = set(), None, 0, 0
-        for inode, facet, rows in connection.execute(_REMEMBERED):
-            self.add(inode, facet)
-            self._rows += rows
-        for inode, facet, rows in connection.execute(_CONTESTED):
-            self.add_conflict(inode, facet)
-            self._rows += rows
-
-    def _add(self, key: int) -> None:
-        if self._bits is None:
-            self._keys.add(key)
-            if len(self._keys) <= WATCHED_MAX:
-                return
-            self._bits, keys = bytearray(1 << _BLOOM_BITS), self._keys
-            self._keys = set()
-        else:
-            keys = {key}
-        for watched in keys:
-            at, pair = _bits_of(watched)
-            self._bits[at] |= pair
-
-
-def _bits_of(key: int) -> tuple[int, int]:
-    """In which byte of the filter, and the two bits there."""
-    mixed = key * _SPREAD & 0xFFFF_FFFF_FFFF_FFFF
-    return mixed >> 64 - _BLOOM_BITS, _PAIRS[(mixed >> 20 & 0xFFFF) % len(_PAIRS)]
 
 
 class Judge:
@@ -186,7 +108,7 @@ class Judge:
         self.shard_count = shard_count
         self.watched = watched
         self.has_tombs, self.has_trash = map(bool, connection.execute(_HAS).fetchone())
-        self.conflicts = ConflictList(connection, watched.add_conflict)
+        self.conflicts = ConflictList(connection, watched)
         self.connection = connection
         self._named: dict[int, bytes] = {}
 
@@ -220,7 +142,7 @@ class Judge:
 
     def is_name_watched(self, directory: int) -> bool:
         """Whether a claim to a name in a directory may have something to meet beside the claims in the tree."""
-        return self.watched.has(directory, Facet.NAME) or self.watched.has(directory, Facet.EMPTY)
+        return bool(self.watched.of(directory) & _HAS_CLAIM)
 
     def remember(self, target: Target, memory: Memory, *, high: int | None = None) -> None:
         """Keep an entry of which the tree keeps no trace, unless whatever comes has seen it, and all that it may cover."""
@@ -243,15 +165,17 @@ class Judge:
 
     def recall(self, target: Target) -> list[Memory]:
         """What is remembered of a target."""
-        if not self.watched.has(target.object, target.facet):
-            return []
+        return self._recall(target) if self.watched.has(target.object, target.facet) else []
+
+    def _recall(self, target: Target) -> list[Memory]:
         return [Memory(*row) for row in self.connection.execute(_RECALL, target).fetchall()]
 
     def set_value(self, target: Target, cause: Cause, value: Any, there: tuple[bytes, Any] | None) -> None:
         """A field or extended attribute is set; `there` is what the tree has, with its stamp."""
         inode, stamp = target.object, cause.packed
-        rivals = self.recall(target)
-        if self.watched.has_conflict(inode, target.facet):
+        watch = self.watched.of(inode)
+        rivals = self._recall(target) if watch & remembered(target.facet) else []
+        if watch & contested(target.facet):
             self.conflicts.cover(target, cause)
         if there is not None:
             rivals.append(Memory(there[0], inode, None, None, there[1]))
@@ -342,22 +266,24 @@ class Judge:
         Args:
             modified: objects with the last change of each run; no object twice with one run.
         """
-        outdated: list[Target] = []
-        kept: list[tuple[Any, ...]] = []
+        outdated: list[tuple[int, bytes]] = []
+        kept: list[tuple[int, bytes, bytes]] = []
         for inode, cause in modified:
-            target = Target(inode, Facet.BEING, cause.packed[8:24] + cause.run)
-            if self.watched.has(inode, Facet.BEING):
-                outdated.append(target)
-            if self.watched.has_conflict(inode, Facet.BEING):
+            run = cause.packed[8:24] + cause.run
+            watch = self.watched.of(inode)
+            if watch & _HAS_BEING:
+                outdated.append((inode, run))
+            if watch & _HAS_LOST_BEING:
                 self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
-            for removal in self.recall(Target(inode, Facet.REMOVED, b"")):
-                if self.causality.is_concurrent(cause, removal.stamp):
-                    self._lose_being(cause.packed, cause.run, removal)
+            if watch & _HAS_REMOVAL:
+                for removal in self._recall(Target(inode, Facet.REMOVED, b"")):
+                    if self.causality.is_concurrent(cause, removal.stamp):
+                        self._lose_being(cause.packed, cause.run, removal)
             if not self.causality.is_stable(cause.packed):
-                kept.append((*target, cause.packed, None, inode, None, None, None))
+                kept.append((inode, run, cause.packed))
                 self.watched.add(inode, Facet.BEING)
-        self.connection.executemany(_FORGET_ALL, outdated)
-        self.connection.executemany(_REMEMBER, kept)
+        self.connection.executemany(_FORGET_BEING, outdated)
+        self.connection.executemany(_REMEMBER_BEING, kept)
 
     def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""

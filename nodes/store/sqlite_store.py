@@ -26,7 +26,6 @@ from nodes.seams import StoreRunner
 from nodes.store.dead_letters import DeadLetter, EntryKey, any_waiting
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting, Forgotten
-from nodes.store.judge import Watched
 from nodes.store.keeping import GivenUp, GivingUp
 from nodes.store.local import LocalFold, LocalRequest, StampSource, WriteData
 from nodes.store.refold import OldEntry, Refold, refold
@@ -34,6 +33,7 @@ from nodes.store.retry import RetryReport, retry_letters
 from nodes.store.schema import PAGE_BYTES, STATEMENTS_CACHED, read_applied, read_meta, set_up
 from nodes.store.validate import fold_local
 from nodes.store.view import View
+from nodes.store.watched import Watched
 
 T = TypeVar("T")
 

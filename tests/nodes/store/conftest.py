@@ -14,11 +14,11 @@ from claudefs_repl.journal import JournalId
 from claudefs_repl.stability import StableFrontier, Word
 from nodes.store.fold import Fold, FoldReport
 from nodes.store.forgetting import Forgetting
-from nodes.store.judge import Watched
 from nodes.store.local import LocalOp, LocalRequest, OpResult, RequestOutcome, StampSource
 from nodes.store.schema import set_up
 from nodes.store.validate import fold_local
 from nodes.store.view import View
+from nodes.store.watched import Watched
 
 SHARDS = 2
 START_US = 1_700_000_000_000_000
