@@ -36,11 +36,12 @@ _MAKE_KNOWN = (
     )
     + " WHERE inode = ?1 AND made < ?3"
 )
-_SET = {
+SET_FIELD = {
     field: f"UPDATE inode SET {field} = ?2, {stamp} = ?3 WHERE inode = ?1 AND max(made, {stamp}) < ?3"
     for field, stamp in _STAMPED
 }
-_FIELDS = "SELECT named, named_stamp, mode_stamp, mode, uid_stamp, uid, gid_stamp, gid FROM inode WHERE inode = ?"
+FIELDS_OF = "named, named_stamp, mode_stamp, mode, uid_stamp, uid, gid_stamp, gid"
+FIELDS = f"SELECT {FIELDS_OF} FROM inode WHERE inode = ?"
 _SET_LENGTH = "UPDATE inode SET length = ?2, length_stamp = ?3 WHERE inode = ?1 AND length_stamp < ?3"
 _SET_XATTR = (
     "INSERT INTO xattr(inode, name, stamp, value) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
@@ -74,19 +75,21 @@ def make_known(connection: sqlite3.Connection, inode: int) -> None:
 
 def set_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr) -> None:
     """Change the attributes that are not None, where the change is the latest."""
-    row = judge.connection.execute(_FIELDS, (inode,)).fetchone()
-    named, named_stamp, *there = row or (Named.NOT, *(b"",) * 7)
-    judge.note_named(inode, named, named_stamp)
-    if not judge.is_of_making(inode, cause.packed):
-        _judge_attributes(judge, cause, inode, fields, there)
+    row = judge.connection.execute(FIELDS, (inode,)).fetchone()
+    judge_attributes(judge, cause, inode, fields, row)
     if row is None:
         make_known(judge.connection, inode)
-    for (field, _), value in zip(_STAMPED, (fields.mode, fields.uid, fields.gid, fields.mtime_ns), strict=True):
+    for field, value in zip(SET_FIELD, (fields.mode, fields.uid, fields.gid, fields.mtime_ns), strict=True):
         if value is not None:
-            judge.connection.execute(_SET[field], (inode, value, cause.packed))
+            judge.connection.execute(SET_FIELD[field], (inode, value, cause.packed))
 
 
-def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr, there: Sequence[Any]) -> None:
+def judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr, row: Sequence[Any] | None) -> None:
+    """Compare with what was set before; `row` is what `FIELDS` gives of the object."""
+    named, named_stamp, *there = row or (Named.NOT, *(b"",) * 7)
+    judge.note_named(inode, named, named_stamp)
+    if judge.is_of_making(inode, cause.packed):
+        return
     news = ((b"mode", fields.mode), (b"uid", fields.uid), (b"gid", fields.gid))
     for (name, new), stamp, value in zip(news, there[::2], there[1::2], strict=True):
         if new is not None:
@@ -101,9 +104,9 @@ def _judge_attributes(judge: Judge, cause: Cause, inode: int, fields: SetAttr, t
 
 def set_mtime(connection: sqlite3.Connection, inode: int, stamp: bytes, mtime_ns: int) -> None:
     """Change the time of the last change, where the change is the latest."""
-    if not connection.execute(_SET["mtime_ns"], (inode, mtime_ns, stamp)).rowcount:
+    if not connection.execute(SET_FIELD["mtime_ns"], (inode, mtime_ns, stamp)).rowcount:
         make_known(connection, inode)
-        connection.execute(_SET["mtime_ns"], (inode, mtime_ns, stamp))
+        connection.execute(SET_FIELD["mtime_ns"], (inode, mtime_ns, stamp))
 
 
 def set_length(connection: sqlite3.Connection, inode: int, stamp: bytes, length: int) -> None:

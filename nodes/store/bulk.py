@@ -1,8 +1,9 @@
-"""The short way for what most entries do: appends to files, and new files that are filled and named.
+"""The short way for what most entries do: appends to files, new files that are filled and named, attributes that are set.
 
-Their rows are gathered and inserted many at a time. Whatever else comes takes the long way, after what is gathered; so
-nothing here needs to know the rules of judging, only to recognise that none of them can matter: nothing is remembered of
-the object or directory, nobody else claims the name, no run of the file lies beyond the append.
+What these write is gathered and written many rows at a time. Whatever else comes takes the long way, after what is
+gathered; so nothing here needs to know the rules of judging, only to recognise that none of them can matter: nothing is
+remembered of the object or directory, nobody else claims the name, no run of the file lies beyond the append. Attributes
+are judged as on the long way, but against what was looked up for the whole block.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from claudefs_repl.operations import Create, Symlink
+from claudefs_repl.operations import Create, SetAttr, Symlink
+from nodes.store.attributes import FIELDS_OF, SET_FIELD, judge_attributes
+from nodes.store.causality import Cause
 from nodes.store.conflicts import Facet
 from nodes.store.judge import Judge
 from nodes.store.schema import SYMLINK_MODE, Kind, Named
 
 _IN_ONE_QUERY = 200
+_IN_SMALL_QUERY = 8
 """Values of one look-up; SQLite compiles as many forms of the query as there are lengths, so there are two."""
 _OBJECTS_BETWEEN = "SELECT inode FROM inode WHERE inode BETWEEN ? AND ? LIMIT ?"
 _CLAIMS_BETWEEN = (
@@ -31,6 +35,7 @@ _CLAIMS = (
     "EXISTS (SELECT 1 FROM link l WHERE l.parent = a.parent AND l.name = a.name) "
     "OR EXISTS (SELECT 1 FROM move m WHERE m.parent = a.parent AND m.name = a.name)"
 )
+_FIELDS = f"SELECT inode, {FIELDS_OF} FROM inode WHERE inode IN ({{}})"  # noqa: S608 -- joined from constants only
 _LAST_END = "SELECT high FROM extent WHERE inode = ? ORDER BY low DESC LIMIT 1"
 _IN_ONE_INSERT = 32
 """Rows of one statement: a quarter less time than one by one. Not for runs: SQLite would copy their bytes once more."""
@@ -84,14 +89,19 @@ class Bulk:
         self._known: set[int] = set()
         self._taken: set[tuple[int, bytes]] = set()
         self._quiet: set[int] = set()
+        self._fields: dict[int, list[Any]] = {}
+        self._settings: dict[str, list[tuple[int, int, bytes]]] = {field: [] for field in SET_FIELD}
 
-    def begin(self, makings: list[int], claims: list[tuple[int, bytes]]) -> None:
+    def begin(self, makings: list[int], claims: list[tuple[int, bytes]], changed: list[int]) -> None:
         """Look up together what the entries of a block will ask for.
 
         Args:
             makings: objects that they make.
             claims: names that they claim.
+            changed: objects whose attributes they set.
         """
+        self._flush_settings()
+        self._fields = {inode: fields for inode, *fields in self._look_up(_FIELDS, 1, changed)}
         self._known.update(inode for (inode,) in self._found(_OBJECTS_BETWEEN, _OBJECTS, 1, makings))
         self._taken.update(self._found(_CLAIMS_BETWEEN, _CLAIMS, 2, claims))
 
@@ -161,6 +171,19 @@ class Bulk:
             self._objects[inode] = made._replace(mtime_ns=mtime_ns, mtime_stamp=stamp)
         return True
 
+    def set_attributes(self, cause: Cause, inode: int, fields: SetAttr) -> bool:
+        """Attributes are set of an object of which they were looked up, and which nothing has changed since."""
+        row = self._fields.pop(inode, None)
+        if row is None:
+            return False
+        judge_attributes(self._judge, cause, inode, fields, row)
+        for settings, value in zip(
+            self._settings.values(), (fields.mode, fields.uid, fields.gid, fields.mtime_ns), strict=True
+        ):
+            if value is not None:
+                settings.append((inode, value, cause.packed))
+        return True
+
     def flush(self, inode: int | None = None, place: tuple[int, bytes] | None = None) -> None:
         """Insert what is gathered, before an object is changed on the long way, and perhaps claims a name.
 
@@ -179,12 +202,20 @@ class Bulk:
         if self._runs:
             self._connection.executemany(_ADD_RUN, self._runs)
             self._runs.clear()
+        self._flush_settings()
         self._quiet.clear()
         if inode is not None:
+            self._fields.pop(inode, None)
             self._ends.pop(inode, None)
             self._known.add(inode)
         if place is not None:
             self._taken.add(place)
+
+    def _flush_settings(self) -> None:
+        for field, settings in self._settings.items():
+            if settings:
+                self._connection.executemany(SET_FIELD[field], settings)
+                settings.clear()
 
     def _add_making(self, inode: int, parent: int | None, name: bytes | None, stamp: bytes) -> bool:
         if inode in self._known:
@@ -233,10 +264,11 @@ class Bulk:
     def _look_up(self, query: str, width: int, values: Sequence[Any]) -> list[Any]:
         found: list[Any] = []
         mark = "?" if width == 1 else f"({', '.join('?' * width)})"
-        for begin in range(0, len(values), _IN_ONE_QUERY):
-            part = list(values[begin : begin + _IN_ONE_QUERY])
-            # Filled up with its last value, so that there is one form of the query.
-            part += [part[-1]] * (_IN_ONE_QUERY - len(part))
+        size = _IN_ONE_QUERY if len(values) > _IN_SMALL_QUERY else _IN_SMALL_QUERY
+        for begin in range(0, len(values), size):
+            part = list(values[begin : begin + size])
+            # Filled up with its last value, so that its form is one of the two.
+            part += [part[-1]] * (size - len(part))
             flat = part if width == 1 else list(chain.from_iterable(part))
-            found += self._connection.execute(query.format(", ".join([mark] * _IN_ONE_QUERY)), flat).fetchall()
+            found += self._connection.execute(query.format(", ".join([mark] * size)), flat).fetchall()
         return found

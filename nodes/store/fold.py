@@ -227,9 +227,13 @@ class Fold:
                 continue
             if self._take_short_way(packed, modified[seen], inode, operation):
                 continue
-            self._bulk.flush(inode, _claim_of(operation))
             stamp = Stamp(timestamp_us, origin, incarnation, shard, seq)
-            self.apply(Cause(stamp, packed, seen_table[seen], names[seen], is_local=False), inode, operation)
+            cause = Cause(stamp, packed, seen_table[seen], names[seen], is_local=False)
+            if type(operation) is SetAttr and self._bulk.set_attributes(cause, inode, operation):
+                modified[seen][inode] = packed
+                continue
+            self._bulk.flush(inode, _claim_of(operation))
+            self.apply(cause, inode, operation)
         crcs = block.crcs[max(0, done + 1 - block.first_seq) :]
         self.sums_of(journal).add(shard, folded=folded + len(dead_letters) - before, crcs=crcs)
         return max((timestamp_us for _, timestamp_us, *_ in rows), default=0)
@@ -449,11 +453,17 @@ def _claim_of(operation: Operation) -> tuple[int, bytes] | None:
     return None
 
 
-def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[list[int], list[tuple[int, bytes]]]:
-    """What some entries make, and the names that they claim."""
-    makings, claims = list[int](), list[tuple[int, bytes]]()
+def _asked_for(
+    rows: Sequence[tuple[int, int, int, int, Operation]],
+) -> tuple[list[int], list[tuple[int, bytes]], list[int]]:
+    """What some entries make, the names that they claim, and the objects whose attributes they set."""
+    makings, claims, changed = list[int](), list[tuple[int, bytes]](), list[int]()
     for _, _, inode, _, operation in rows:
-        if type(operation) is Write:
+        kind = type(operation)
+        if kind is Write:
+            continue
+        if kind is SetAttr:
+            changed.append(inode)
             continue
         if type(operation) is Create or type(operation) is Symlink:
             makings.append(inode)
@@ -462,4 +472,4 @@ def _asked_for(rows: Sequence[tuple[int, int, int, int, Operation]]) -> tuple[li
             place = _claim_of(operation)
         if place is not None:
             claims.append(place)
-    return makings, claims
+    return makings, claims, changed
