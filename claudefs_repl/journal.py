@@ -99,7 +99,7 @@ class Stamp(NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes) -> Stamp:
         """The inverse of `pack`."""
-        return cls._make(_STAMP.unpack(packed))
+        return tuple.__new__(cls, _STAMP.unpack(packed))
 
 
 _STAMP = struct.Struct(">QQQIQ")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from claudefs_repl.error import OperationRefused
 from claudefs_repl.journal import Stamp
 from nodes.store.conflicts import ID_BYTES, ConflictKind, Facet
@@ -54,11 +56,12 @@ _COUNTS = f"""
 SELECT c.kind, count(*) FROM conflict c
 WHERE {SHOWN} AND NOT EXISTS (SELECT 1 FROM resolution r WHERE r.conflict = c.id) GROUP BY c.kind ORDER BY c.kind
 """  # noqa: S608 -- joined from constants only
+_KIND_NAMES = {int(kind): kind.name.lower() for kind in ConflictKind}
+_HOW_NAMES = {int(how): how.name.lower() for how in How}
 _PIECES = "SELECT low, high, winner, data IS NOT NULL FROM piece WHERE conflict = ? ORDER BY low"
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """A change that lost to a concurrent one.
 
     Attributes:
@@ -174,7 +177,7 @@ def find_conflict(connection: sqlite3.Connection, prefix: str) -> Conflict:
 
 def count_open(connection: sqlite3.Connection) -> dict[str, int]:
     """How many conflicts of each kind nobody has settled yet."""
-    return {ConflictKind(kind).name.lower(): int(count) for kind, count in connection.execute(_COUNTS)}
+    return {_KIND_NAMES[kind]: int(count) for kind, count in connection.execute(_COUNTS)}
 
 
 def lost_ranges(connection: sqlite3.Connection, number: bytes) -> list[LostRange]:
@@ -202,7 +205,7 @@ def _conflict(row: Sequence[Any]) -> Conflict:
     number, object_, facet, detail, kind, loser, winner, inode, parent, name, value, is_kept, how = row
     return Conflict(
         id=number.hex(),
-        kind=ConflictKind(kind).name.lower(),
+        kind=_KIND_NAMES[kind],
         object=object_,
         detail=b"" if facet == Facet.LINK else detail,
         inode=inode,
@@ -211,6 +214,6 @@ def _conflict(row: Sequence[Any]) -> Conflict:
         value=value,
         loser=Stamp.unpack(loser),
         winner=Stamp.unpack(winner),
-        resolution=None if how is None else How(how).name.lower(),
+        resolution=None if how is None else _HOW_NAMES[how],
         is_kept=bool(is_kept),
     )

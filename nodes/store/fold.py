@@ -182,17 +182,15 @@ class Fold:
         self.judge.modify(self._all_modified())
         self._modified.clear()
 
-    def _all_modified(self) -> Iterator[tuple[int, Cause]]:
-        """What was changed and does not belong to a making, each object with the last change of a run."""
+    def _all_modified(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """What was changed and does not belong to a making: each object, with stamp and `seen` of a run's last change."""
         for (_, seen), inodes in self._modified.items():
-            name = self.causality.name_of(seen)
             for inode, stamp in inodes.items():
-                cause = Cause(Stamp.unpack(stamp), stamp, seen, name, is_local=False)
                 if self.judge.is_of_making(inode, stamp):
                     continue
                 if not self.judge.is_named(inode):
                     note_found(self.connection, inode)
-                yield inode, cause
+                yield inode, stamp, seen
 
     def found_conflicts(self) -> list[Conflict]:
         """The conflicts that came since this was last asked and are there still."""
@@ -278,12 +276,12 @@ class Fold:
                     # Of such an operation the entry tells nothing more to check than of the one before.
                     operation = decode_payload(op, payload)
                 elif (
-                    op == _CREATE
-                    and is_plain
-                    and inode == made_by | timestamp_us
+                    is_plain
+                    and (op in ANY_TIME or (op == _CREATE and inode == made_by | timestamp_us))
+                    and 1 <= inode <= INODE_MAX
                     and shard_of(inode, self.shard_count) == shard
                 ):
-                    # Nor of a file whose number is its maker's stamp.
+                    # Nor of a first one, but its number; nor of a file whose number is its maker's stamp.
                     operation = decode_payload(op, payload)
                     sound.add(inode)
                 else:

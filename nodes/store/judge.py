@@ -260,30 +260,35 @@ class Judge:
                 self._lose_being(modification.stamp, self._run_of(modification.stamp), removal)
         self.remember(Target(removal.inode, Facet.REMOVED, b""), removal)
 
-    def modify(self, modified: Iterable[tuple[int, Cause]]) -> None:
+    def modify(self, modified: Iterable[tuple[int, bytes, bytes]]) -> None:
         """Bytes or attributes of objects were changed: a removal of one's last name that had not seen it is a conflict.
 
         Args:
-            modified: objects with the last change of each run; no object twice with one run.
+            modified: objects with stamp and `seen` of the last change of each run; no object twice with one run.
         """
         outdated: list[tuple[int, bytes]] = []
         kept: list[tuple[int, bytes, bytes]] = []
-        for inode, cause in modified:
-            run = cause.packed[8:24] + cause.run
+        for inode, packed, seen in modified:
+            name = self.causality.name_of(seen)
+            run = packed[8:24] + name
             watch = self.watched.of(inode)
             if watch & _HAS_BEING:
                 outdated.append((inode, run))
-            if watch & _HAS_LOST_BEING:
-                self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
-            if watch & _HAS_REMOVAL:
-                for removal in self._recall(Target(inode, Facet.REMOVED, b"")):
-                    if self.causality.is_concurrent(cause, removal.stamp):
-                        self._lose_being(cause.packed, cause.run, removal)
-            if not self.causality.is_stable(cause.packed):
-                kept.append((inode, run, cause.packed))
+            if watch & (_HAS_LOST_BEING | _HAS_REMOVAL):
+                self._modify_removed(inode, Cause(Stamp.unpack(packed), packed, seen, name, is_local=False), watch)
+            if not self.causality.is_stable(packed):
+                kept.append((inode, run, packed))
                 self.watched.add(inode, Facet.BEING)
         self.connection.executemany(_FORGET_BEING, outdated)
         self.connection.executemany(_REMEMBER_BEING, kept)
+
+    def _modify_removed(self, inode: int, cause: Cause, watch: int) -> None:
+        if watch & _HAS_LOST_BEING:
+            self.conflicts.cover(Target(inode, Facet.BEING, b""), cause)
+        if watch & _HAS_REMOVAL:
+            for removal in self._recall(Target(inode, Facet.REMOVED, b"")):
+                if self.causality.is_concurrent(cause, removal.stamp):
+                    self._lose_being(cause.packed, cause.run, removal)
 
     def remove_dir(self, directory: int, cause: Cause, claims: Iterable[bytes]) -> None:
         """A directory is removed that was empty to who removed it; claims are the stamps of those that are in it here."""
