@@ -382,6 +382,7 @@ class Site:
             lambda: run_reclaimer(
                 journal=recovered.journals.own.journal,
                 store=recovered.store,
+                stable=lambda: running.housekeeper.stats.stable,
                 writes=running.writes,
                 gate=self._gate,
                 logger=self._logger,

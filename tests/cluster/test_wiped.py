@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import trio
 
+from nodes.client import connect_site
+from nodes.commands import ops
+from nodes.commands.remote import submit
 from nodes.runtime import NEW_NAME
 
 pytestmark = pytest.mark.cluster
@@ -110,3 +113,20 @@ async def waits_for_alpha(lab: Any, name: str) -> bool:
 async def is_open(lab: Any, name: str) -> bool:
     """Whether there is no reason against writing."""
     return not (await lab.status(name))["refusing_writes"]
+
+
+async def test_what_a_lost_disk_left_without_a_name_is_given_up(make_lab: Any) -> None:
+    """A put that the loss interrupted keeps no space for good: its file goes once all sites have what it was part of."""
+    lab = await make_lab()
+    async with connect_site(lab.cluster, "beta") as client:
+        await submit(client, [ops.create_nameless(mode=0o644, uid=0, gid=0, mtime_ns=0), *ops.write(-1, 0, b"half")])
+        await lab.converge()
+        await lab.kill("beta")
+    shutil.rmtree(lab.data_dir("beta"))
+    await lab.start("beta")
+    await lab.ok("write", "beta:/after", stdin=b"after")
+    await lab.converge()
+    await lab.until_event("beta", "reclaimed", files=1)
+    assert lab.nameless("beta") == 0
+    await lab.converge()
+    await lab.ok("verify", "--wait", "20")
