@@ -97,17 +97,25 @@ class Keeper:
         keeping.needs_bootstrap = True
         keeping.is_broken |= is_broken
 
-    def note_loss(self, site: str) -> int:
-        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be; when."""
+    def note_loss(self, site: str, *, broken: Collection[str] = ()) -> int:
+        """A disk is about to be lost: what it holds, and what the others hold, which is what there will be; when.
+
+        Where all are broken, what is given up was there before it was damaged, and what others have damaged is not there.
+        """
         machines = self._cluster.machines
         others: dict[JournalId, tuple[int, ...]] = {}
         for name, other in machines.items():
-            for journal, seqs in read_tails(other.disk).items() if name != site else ():
+            for journal, seqs in read_tails(other.disk).items() if name not in (site, *broken) else ():
                 others[journal] = join(others.get(journal, seqs), seqs)
         machines[site].disk_since_s = self._cluster.world.now_s()
         # After what was seen of the site when its process was ended for this.
         after_us = self._cluster.world.now_us() + 1
-        loss = DiskLoss(after_us, site, others, read_tails(machines[site].disk))
+        held = read_tails(machines[site].disk)
+        damaged = {lost_us for lost_us, name, _ in self.done.rotten if name == site and broken}
+        for before in self.done.disk_losses:
+            if before.site == site and before.time_us in damaged:
+                held |= {journal: join(held.get(journal, seqs), seqs) for journal, seqs in before.held.items()}
+        loss = DiskLoss(after_us, site, others, held)
         self.done.disk_losses.append(loss)
         return after_us
 
@@ -167,7 +175,7 @@ class Keeper:
         broken = {other for other, its in self._keeping.items() if its.is_broken and not its.holds and other != name}
         if self._keeping[name].is_broken and len(broken) == len(self._keeping) - 1:
             if not any(map(self._is_empty, (name, *broken))):
-                self.note_loss(name)
+                self.note_loss(name, broken=broken)
                 self._cluster.machines[name].disk.wipe()
             if self._is_empty(name):
                 self._begin_again(name)

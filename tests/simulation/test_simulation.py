@@ -59,6 +59,7 @@ LOSSES = {
     "two of three": (2, [(8.0, WIPE, "alpha", 3.0), (9.5, WIPE, "beta", 0.1)]),
     "both of two": (3, [(8.0, WIPE, "alpha", 1.0), (8.5, WIPE, "beta", 1.0)]),
     "one of two, and the other damaged": (3, [(8.0, ROT, "alpha", 1.0), (8.5, WIPE, "beta", 1.0)]),
+    "both of two damaged": (90026, [(12.31, ROT, "beta", 5.646), (17.707, ROT, "alpha", 0.634)]),
     "one of three, and the others damaged": (
         2,
         [(8.0, ROT, "alpha", 1.0), (8.5, ROT, "beta", 1.0), (9.0, WIPE, "gamma", 0.3)],
