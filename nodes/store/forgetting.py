@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-from claudefs_repl.checkpoint import Cursors, covers, decode_cursors
+from claudefs_repl.checkpoint import Cursors
 from claudefs_repl.journal import Incarnation, JournalId, SiteId
 from nodes.store.causality import Causality
 from nodes.store.conflicts import Facet
@@ -42,7 +42,7 @@ _SEEN_GONE = f"""
 DELETE FROM seen WHERE id NOT IN ({NOTHING_SEEN}, {SETTLED}) AND id NOT IN
 (SELECT seen FROM seen_run UNION SELECT seen FROM tomb UNION SELECT seen FROM move)
 """  # noqa: S608 -- joined from constants only
-_TOMBS = "SELECT t.inode, t.parent, t.name, t.stamp, s.vector FROM tomb t JOIN seen s ON s.id = t.seen"
+_TOMBS = "SELECT inode, parent, name, stamp FROM tomb"
 _TOMB_GONE = "DELETE FROM tomb WHERE inode = ? AND parent = ? AND name = ? AND stamp = ?"
 _PLACES = "SELECT stamp, parent IS NULL, skipped FROM move WHERE child = ? ORDER BY stamp DESC"
 _PLACE_GONE = "DELETE FROM move WHERE child = ? AND stamp = ?"
@@ -80,9 +80,9 @@ class Forgetting:
         self._place = _START
         self.total = Forgotten()
 
-    def step(self, connection: sqlite3.Connection, stable: Cursors, applied: Cursors, *, rows_max: int) -> bool:
+    def step(self, connection: sqlite3.Connection, stable: Cursors, *, rows_max: int) -> bool:
         """Look at some rows within the caller's transaction; whether the sweep has come to its end."""
-        sweep = _Sweep(connection, stable, applied, self.total)
+        sweep = _Sweep(connection, stable, self.total)
         rows = connection.execute(_AFTER, (*self._place, rows_max)).fetchall()
         for *place, inode in rows:
             sweep.look_at((place[0], place[1], place[2], place[3]), inode)
@@ -95,10 +95,9 @@ class Forgetting:
 
 
 class _Sweep:
-    def __init__(self, connection: sqlite3.Connection, stable: Cursors, applied: Cursors, total: Forgotten) -> None:
+    def __init__(self, connection: sqlite3.Connection, stable: Cursors, total: Forgotten) -> None:
         self._connection = connection
         self._stable = stable
-        self._applied = applied
         self._causality = Causality(connection, stable)
         self._total = total
 
@@ -129,8 +128,9 @@ class _Sweep:
             # Of a run all shards go together: what covers an entry of it may be in another one.
             if all(seq <= self._stable_seq(run[0], run[1], shard) for *_, shard, seq in rows):
                 self._connection.execute(_RUN_GONE, run)
-        for *tomb, stamp, vector in self._connection.execute(_TOMBS).fetchall():
-            if self._causality.is_stable(stamp) and covers(self._applied, decode_cursors(vector)):
+        # What such a removal had seen was told by the sites that have shown it, and is applied here; or it is lost for good.
+        for *tomb, stamp in self._connection.execute(_TOMBS).fetchall():
+            if self._causality.is_stable(stamp):
                 self._connection.execute(_TOMB_GONE, (*tomb, stamp))
         for conflict, stamp in self._connection.execute(_SETTLED).fetchall():
             if self._causality.is_stable(stamp):

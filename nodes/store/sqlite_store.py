@@ -211,9 +211,7 @@ class SqliteStore:
                 if any_waiting(self._writer):
                     self._stable = {}
                     return True
-            is_done = self._write(
-                lambda: self._forgetting.step(self._writer, stable, self.applied, rows_max=FORGET_ROWS)
-            )
+            is_done = self._write(lambda: self._forgetting.step(self._writer, stable, rows_max=FORGET_ROWS))
             if is_done:
                 total = self._forgetting.total
                 self._watched.reload(self._writer, total.changes + total.conflicts - self._reloaded_at)

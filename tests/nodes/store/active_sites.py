@@ -6,14 +6,18 @@ Who lets them act chooses the order: a seed (`test_converge`) or hypothesis (`te
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
+from claudefs_repl.block import Block
+from claudefs_repl.checkpoint import join
+from claudefs_repl.journal import JournalId
 from nodes.store import local
 from tests.nodes.store.conflict_model import ConflictModel
 from tests.nodes.store.history import NAMES, deliver_at_random, facts_of, tree_of
 from tests.nodes.store.test_conflicts import check_all_forgotten, found_by
 
-ACTIONS = ("mkdir", "create", "put", "symlink", "link", "remove", "rmdir") + ("move",) * 4 + ("write",) * 4 + (
-    "truncate", "setattr", "setattr", "setxattr", "removexattr", "give_up",
+ACTIONS = ("mkdir", "create", "put", "put", "symlink", "link", "remove", "rmdir") + ("move",) * 4 + ("write",) * 4 + (
+    "truncate", "setattr", "setattr", "setxattr", "removexattr", "name", "name", "give_up",
 )  # fmt: skip
 _DIRS = "SELECT inode FROM inode WHERE kind = 2 ORDER BY inode"
 _OTHERS = "SELECT inode FROM inode WHERE kind IN (1, 3) AND gone = 0 ORDER BY inode"
@@ -21,7 +25,7 @@ _NAMES = "SELECT name FROM link WHERE parent = ? ORDER BY name"
 
 
 class ActiveSites:
-    """Sites that write, hear of each other in any order, forget, restart, and are made anew from their journals.
+    """Sites that write, hear of each other in any order, forget, restart, are made anew, and begin other journals.
 
     Attributes:
         chance: decides all that a caller leaves open.
@@ -74,25 +78,27 @@ class ActiveSites:
                 return local.SetX(inode, name, b"v%d" % number(9))
             case "removexattr":
                 return local.RemoveX(inode, name)
-        return local.NameFile(inode, parent, name, replace=True) if number(2) else local.GiveUp(inode)
+            case "name":
+                return local.NameFile(inode, parent, name, replace=True)
+        return local.GiveUp(inode)
 
     def hear(self, site) -> None:
         """A site is given a piece of some journal's shard, and perhaps a part of it twice."""
-        other = self.chance.choice(self.sites)
+        journal, shards = self.chance.choice(list(self.journals().items()))
         shard = self.chance.randrange(site.shard_count)
-        done = site.view.applied().get(other.journal, (0,) * site.shard_count)[shard]
-        pieces = [block.after(done) for block in other.blocks[shard] if block.last_seq > done]
+        done = site.view.applied().get(journal, (0,) * site.shard_count)[shard]
+        pieces = [block.after(done) for block in shards[shard] if block.last_seq > done]
         pieces = pieces[: self.chance.randint(1, 12)]
-        site.take(other.journal, pieces)
+        site.take(journal, pieces)
         if self.chance.randrange(4) == 0:
-            site.take(other.journal, pieces[-1:])
+            site.take(journal, pieces[-1:])
 
     def hear_again(self, site) -> None:
         """A site is given what it has, once more."""
-        other = self.chance.choice(self.sites)
+        journal, shards = self.chance.choice(list(self.journals().items()))
         shard = self.chance.randrange(site.shard_count)
-        done = site.view.applied().get(other.journal, (0,) * site.shard_count)[shard]
-        site.take(other.journal, [block for block in other.blocks[shard] if block.last_seq <= done][-3:])
+        done = site.view.applied().get(journal, (0,) * site.shard_count)[shard]
+        site.take(journal, [block for block in shards[shard] if block.last_seq <= done][-3:])
 
     def forget(self, site) -> None:
         """A site hears from some others where they are, and forgets what is stable."""
@@ -101,37 +107,55 @@ class ActiveSites:
 
     def rebuild(self, site) -> None:
         """A site's store is lost, and folded again from what its journals have, in another order."""
-        applied = site.view.applied()
+        self._fold_anew(site, site.view.applied())
+
+    def begin_journal(self, site, *, is_lost: bool) -> None:
+        """A site goes on in another journal, with all that it has; or its disk is lost, and it has what others had of it.
+
+        As a site does, it takes no writes before it has what each of the others has.
+        """
+        if is_lost:
+            held: dict[JournalId, tuple[int, ...]] = {}
+            for other in self.sites:
+                for journal, seqs in other.view.applied().items() if other is not site else ():
+                    held[journal] = join(held.get(journal, seqs), seqs)
+            for journal in site.journals:
+                seqs = held.get(journal, (0,) * site.shard_count)
+                for shard, blocks in site.journals[journal].items():
+                    blocks[:] = _upto(blocks, seqs[shard])
+            site = self._fold_anew(site, held)
+        site.begin_journal()
+
+    def journals(self) -> dict[JournalId, dict[int, list[Block]]]:
+        """All journals of all sites."""
+        return {journal: shards for site in self.sites for journal, shards in site.journals.items()}
+
+    def _fold_anew(self, site, applied: Mapping[JournalId, tuple[int, ...]]):
         journals = {
-            other.journal: {
-                shard: [
-                    block
-                    if block.last_seq <= seqs[shard]
-                    else block.cut(first_seq=block.first_seq, last_seq=seqs[shard])
-                    for block in blocks
-                    if block.first_seq <= seqs[shard]
-                ]
-                for shard, blocks in other.blocks.items()
-            }
-            for other in self.sites
-            if (seqs := applied.get(other.journal)) is not None
+            journal: {shard: _upto(blocks, applied[journal][shard]) for shard, blocks in shards.items()}
+            for journal, shards in self.journals().items()
+            if journal in applied
         }
         fresh = self.memory_site(site.journal.origin)
         if journals:
             deliver_at_random(fresh, journals, self.chance)
-        fresh.blocks, fresh.wall_us = site.blocks, site.wall_us
+        fresh.journal, fresh.blocks, fresh.former, fresh.wall_us = site.journal, site.blocks, site.former, site.wall_us
         self.sites[self.sites.index(site)] = fresh
         site.close()
+        return fresh
 
     def check(self) -> None:
         """With all entries everywhere, trees, conflicts and digests are those of the model, and all that is stable goes."""
         facts = [
-            fact for site in self.sites for blocks in site.blocks.values() for fact in facts_of(site.journal, blocks)
+            fact
+            for journal, shards in self.journals().items()
+            for blocks in shards.values()
+            for fact in facts_of(journal, blocks)
         ]
         model = ConflictModel(facts)
         tree, conflicts = model.tree.tree(), sorted(model.found)
         for site in self.sites:
-            deliver_at_random(site, {other.journal: other.blocks for other in self.sites}, self.chance)
+            deliver_at_random(site, self.journals(), self.chance)
         for _ in range(2):
             for site in self.sites:
                 assert tree_of(site.view) == tree
@@ -142,3 +166,11 @@ class ActiveSites:
         for site in self.sites:
             check_all_forgotten(site)
             site.close()
+
+
+def _upto(blocks: list[Block], seq: int) -> list[Block]:
+    return [
+        block if block.last_seq <= seq else block.cut(first_seq=block.first_seq, last_seq=seq)
+        for block in blocks
+        if block.first_seq <= seq
+    ]

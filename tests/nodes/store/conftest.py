@@ -27,12 +27,18 @@ COMPARED = ("inode", "extent", "xattr", "link", "contested", "trash", "dead_lett
 
 
 class MemorySite:
-    """One store in memory, with the journal that its site writes."""
+    """One store in memory, with the journal that its site writes.
+
+    Attributes:
+        blocks: what is in its journal, by shard.
+        former: the journals that it wrote before, likewise.
+    """
 
     def __init__(self, site_id: int = 1, *, incarnation: int = 0xFFFF_FFFF_FFFF_FFF0, shard_count: int = SHARDS):
         self.shard_count = shard_count
         self.journal = JournalId(site_id, incarnation + site_id)
         self.blocks: dict[int, list[Block]] = {shard: [] for shard in range(shard_count)}
+        self.former: dict[JournalId, dict[int, list[Block]]] = {}
         self.wall_us = START_US
         self._open(sqlite3.connect(":memory:", isolation_level=None))
 
@@ -43,6 +49,7 @@ class MemorySite:
         self.stable: Cursors = {}
         self.watched = Watched(connection)
         self._frontier: StableFrontier | None = None
+        self._heard_of: list[JournalId] = []
         self._forgetting = Forgetting()
         self._clock = HybridClock()
 
@@ -52,6 +59,17 @@ class MemorySite:
         again.deserialize(self.connection.serialize())
         self.connection.close()
         self._open(again)
+
+    @property
+    def journals(self) -> dict[JournalId, dict[int, list[Block]]]:
+        """All that it has written, by journal and shard."""
+        return {**self.former, self.journal: self.blocks}
+
+    def begin_journal(self) -> None:
+        """What it writes from now on is in another journal."""
+        self.former[self.journal] = self.blocks
+        self.journal = JournalId(self.journal.origin, self.journal.incarnation - 100)
+        self.blocks = {shard: [] for shard in range(self.shard_count)}
 
     def run(self, *requests: Sequence[LocalOp]) -> list[RequestOutcome]:
         self.connection.execute("BEGIN")
@@ -88,14 +106,20 @@ class MemorySite:
         """Some of the others tell where they are, and what is stable by now is forgotten."""
         if self._frontier is None:
             self._frontier = StableFrontier([other.journal.origin for other in others])
+        current = [other.journal for other in others]
+        if self._heard_of not in ([], current):
+            self._frontier.restart()
+        self._heard_of = current
         for other, is_heard in zip(others, heard, strict=True):
             if is_heard:
-                tails = tuple(blocks[-1].last_seq if blocks else 0 for blocks in other.blocks.values())
-                self._frontier.hear(other.journal.origin, Word(other.view.applied(), {other.journal: tails}))
-        applied = self.view.applied()
-        self.stable = self._frontier.advance(applied)
+                tails = {
+                    journal: tuple(blocks[-1].last_seq if blocks else 0 for blocks in shards.values())
+                    for journal, shards in other.journals.items()
+                }
+                self._frontier.hear(other.journal.origin, Word(other.view.applied(), tails))
+        self.stable = self._frontier.advance(self.view.applied())
         self.connection.execute("BEGIN")
-        while not self._forgetting.step(self.connection, self.stable, applied, rows_max=7):
+        while not self._forgetting.step(self.connection, self.stable, rows_max=7):
             pass
         self.connection.execute("COMMIT")
         self.watched.reload(self.connection, 1)

@@ -60,6 +60,10 @@ def machine(memory_site):
         def rebuild(self, who):
             self.sites.rebuild(self.of(who))
 
+        @rule(who=WHO, is_lost=st.booleans())
+        def begin_journal(self, who, is_lost):
+            self.sites.begin_journal(self.of(who), is_lost=is_lost)
+
         def teardown(self):
             if self.sites is not None:
                 self.sites.check()
@@ -68,7 +72,7 @@ def machine(memory_site):
 
 
 def test_whatever_active_sites_do_they_agree_with_the_model(machine):
-    """Any interleaving of writes, deliveries, duplicates, forgetting, restarts and rebuilds ends in the model's state."""
+    """Any interleaving of writes, deliveries, forgetting, restarts, rebuilds and new journals ends in the model's state."""
     test = machine.TestCase
     test.settings = settings(
         max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
