@@ -10,10 +10,10 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import trio
@@ -32,6 +32,7 @@ from nodes.launcher import Launcher
 from nodes.recovery import STORE_FILE
 from nodes.runtime import SystemClock, events_path, mark_new, site_pid, socket_candidates
 from nodes.store.view import View
+from tests.cluster.forked import Forker
 
 PORTS = range(10_000, 20_000, 16)
 """Below those of the laboratory and those that Linux gives to outgoing connections."""
@@ -75,6 +76,10 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+def memory_file() -> BinaryIO:
+    return open(os.memfd_create("command"), "r+b")
+
+
 class RecordingClient:
     """A site's client that remembers which names the site has confirmed to be durable."""
 
@@ -109,8 +114,11 @@ class Lab:
         """Start sites (all of them if none are named) and return when they take writes."""
         chosen = names or tuple(self.names)
         await self.launcher.start_all(chosen)
+        await self.until_writable(*chosen)
+
+    async def until_writable(self, *names: str) -> None:
         async with trio.open_nursery() as nursery:
-            for name in chosen:
+            for name in names:
                 nursery.start_soon(wait_writable, self.cluster, name)
 
     async def kill(self, *names: str) -> None:
@@ -124,11 +132,20 @@ class Lab:
     ) -> Done:
         """Run a command as a user does, to its end."""
         command = [sys.executable, "-m", "nodes", "-c", str(config or self.cluster.path), *arguments]
-        with trio.fail_after(limit_s):
-            done = await trio.run_process(
-                command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False, cwd=Path.cwd()
-            )
-        return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+        with trio.fail_after(limit_s), contextlib.ExitStack() as stack:
+            given, out, err = (stack.enter_context(memory_file()) for _ in range(3))
+            given.write(stdin)
+            given.seek(0)
+            process = await trio.lowlevel.open_process(command, stdin=given, stdout=out, stderr=err)
+            try:
+                code = await process.wait()
+            finally:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+            out.seek(0)
+            err.seek(0)
+            return Done(code, out.read(), err.read().decode(errors="replace"))
 
     async def ok(self, *arguments: str | bytes, stdin: bytes = b"") -> Done:
         """Run a command that has to succeed."""
@@ -291,8 +308,20 @@ class Lab:
 MakeLab = Callable[..., Awaitable[Lab]]
 
 
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    with Forker() as forker:
+        yield forker
+
+
 @pytest.fixture
-async def make_lab(tmp_path: Path) -> AsyncIterator[MakeLab]:
+def how_processes_start(forker: Forker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites and commands are forked from a process that has imported the program."""
+    monkeypatch.setattr(trio.lowlevel, "open_process", forker.open_process)
+
+
+@pytest.fixture
+async def make_lab(tmp_path: Path, how_processes_start: None) -> AsyncIterator[MakeLab]:
     """Makes clusters; at the end of the test, however it ends, all of their processes are gone."""
     async with contextlib.AsyncExitStack() as stack:
 

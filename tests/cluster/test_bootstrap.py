@@ -78,6 +78,11 @@ async def test_a_site_whose_disk_is_gone_and_whose_peers_have_trimmed_is_made_an
     await lab.launcher.start("beta")
     needed = await lab.until_event("beta", "bootstrap_needed", peer="alpha")
     assert needed["detail"]
+
+    async def told() -> bool:
+        return "bootstrap beta" in (await lab.status("beta"))["refusing_writes"][0]
+
+    await lab.until(told, "the reason that beta tells its clients names the remedy")
     refused = await lab.cli("write", "beta:/x", stdin=b"x")
     assert (refused.code, "claudefs-repl bootstrap beta --from" in refused.err) == (3, True), refused.err
     assert "claudefs-repl bootstrap beta --from" in (await lab.ok("status")).out.decode()

@@ -16,6 +16,11 @@ from nodes.runtime import site_pid
 pytestmark = pytest.mark.cluster
 
 
+@pytest.fixture
+def how_processes_start() -> None:
+    """As a user starts them."""
+
+
 def runs(pid: int | None) -> bool:
     """Whether a process runs. One that nobody has waited for is a zombie, and at its end."""
     try:

@@ -139,6 +139,7 @@ async def test_a_site_that_connects_too_often_is_refused_waits_and_comes_back(ma
 
     again = await lab.until_event("alpha", "conduit_connected", 2, peer="beta", direction="in")
     assert again["time_us"] - refused["time_us"] >= (LOCK_S - 1) * 1_000_000
+    await lab.until_writable("beta")
     await lab.ok("write", "beta:/file", stdin=b"x")
     await lab.converge()
 
@@ -153,6 +154,7 @@ async def test_unblock_lets_a_locked_site_in_at_once(make_lab: Any) -> None:
     assert (await lab.status("beta"))["peers"]["alpha"]["conduit"] == "refused"
     assert "unblocked beta" in (await lab.ok("unblock", "beta", "--at", "alpha")).out.decode()
     await lab.until_event("alpha", "conduit_connected", 2, peer="beta", direction="in")
+    await lab.until_writable("beta")
     await lab.ok("write", "beta:/file", stdin=b"x")
     await lab.converge()
 
