@@ -15,6 +15,8 @@ import trio
 pytestmark = pytest.mark.cluster
 
 MIB = 1 << 20
+WRITE_EVERY_S = 0.1
+"""Some dozens while a site is made anew, which has the processor as well."""
 TINY: dict[str, dict[str, object]] = {
     "journal": {"segment_bytes": 8 * MIB, "snapshot_every_bytes": 4 * MIB, "retention_max_bytes": 512 * MIB}
 }
@@ -44,6 +46,7 @@ async def writing(lab: Any, *names: str) -> AsyncIterator[dict[str, list[str]]]:
             path = f"/by-{name}-{len(confirmed[name])}"
             if (await lab.cli("write", f"{name}:{path}", stdin=path.encode())).code == 0:
                 confirmed[name].append(path)
+            await trio.sleep(WRITE_EVERY_S)
 
     async with trio.open_nursery() as nursery:
         for name in names:
@@ -144,7 +147,9 @@ async def test_a_site_that_was_cut_off_is_made_anew_and_keeps_what_it_alone_has(
     make_lab: Any, make_files: Any, tmp_path: Path
 ) -> None:
     """Its peers' logs have passed it by; what it wrote alone meanwhile is journaled again and reaches them."""
-    lab = await make_lab(settings={"journal": {**TINY["journal"], "retention_max_bytes": 16 * MIB}})
+    # Alpha takes one snapshot: a second one could let go what gamma's new data, from a snapshot of beta, goes on from.
+    limits = {"retention_max_bytes": 16 * MIB, "snapshot_every_bytes": 24 * MIB}
+    lab = await make_lab(settings={"journal": {**TINY["journal"], **limits}})
     await lab.ok("mkdir", "gamma:/shared")
     await lab.ok("write", "gamma:/shared/file", stdin=b"before")
     await lab.converge()
