@@ -93,6 +93,10 @@ class _AckNow:
 _Item = _Taken | _Refused | _AckNow
 
 
+class _SaidGoodbye(LinkClosed):
+    """The peer ended the conduit, and said so."""
+
+
 async def serve_conduit(link: Link, record: PeerRecord, receiving: Receiving) -> None:
     """Take a peer's batches until the connection ends. The newest session of a peer wins: an older one is ended first."""
     peer = record.site.site_id
@@ -122,7 +126,6 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
     session_of = _Session(link, record, receiving, log)
     try:
         await session_of.welcome()
-        receiving.logger.info("conduit_connected", peer=record.site.name, direction="in")
         with one_link_error():
             async with trio.open_nursery() as nursery:
                 sender, receiver = trio.open_memory_channel[_Item](QUEUE_MAX)
@@ -134,9 +137,11 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
         receiving.blame(session.peer)
         receiving.logger.error("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
     except LINK_ERRORS as error:
-        receiving.logger.warning(
-            "conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error)
-        )
+        # Of a peer that says each time that it tries why it cannot send, more than that is no news.
+        if session_of.is_up or not isinstance(error, _SaidGoodbye):
+            receiving.logger.warning(
+                "conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error)
+            )
 
 
 async def _open_replica(journal: JournalId, receiving: Receiving) -> EntryLog:
@@ -159,7 +164,11 @@ async def _turn_away(link: Link, goodbye: Goodbye, receiving: Receiving) -> None
 
 
 class _Session:
-    """One inbound conduit: one task reads and judges, one makes durable and answers."""
+    """One inbound conduit: one task reads and judges, one makes durable and answers.
+
+    Attributes:
+        is_up: whether the peer has sent anything but why it cannot.
+    """
 
     def __init__(self, link: Link, record: PeerRecord, receiving: Receiving, log: EntryLog) -> None:
         self._link = link
@@ -170,6 +179,7 @@ class _Session:
         self._progress = ReceiveProgress()
         self._progress.begin(log.journal, log.tails)
         self._told: Mapping[SiteId, Incarnation] = {}
+        self.is_up = False
         self._authenticator = BatchAuthenticator(link.session.batch_key, link.session.peer)
 
     async def welcome(self) -> None:
@@ -190,6 +200,9 @@ class _Session:
             while True:
                 with trio.fail_after(self._receiving.config.idle_timeout_s):
                     message = await self._link.receive()
+                if not self.is_up and not isinstance(message, Goodbye):
+                    self.is_up = True
+                    self._receiving.logger.info("conduit_connected", peer=self._record.site.name, direction="in")
                 match message:
                     case Batch():
                         await self._wait_turn(len(message.block.body), queue)
@@ -206,12 +219,12 @@ class _Session:
                         await queue.send(_AckNow())
                     case Goodbye(code="needs_bootstrap", detail=detail):
                         self._note_log(detail)
-                        raise LinkClosed(detail)
+                        raise _SaidGoodbye(detail)
                     case Goodbye(code="journal_diverged", detail=detail):
                         self._record.has_diverged = True
-                        raise LinkClosed(detail)
+                        raise _SaidGoodbye(detail)
                     case Goodbye():
-                        raise LinkClosed
+                        raise _SaidGoodbye
                     case _:
                         raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit")
 

@@ -28,7 +28,7 @@ from nodes.link import LINK_ERRORS
 from nodes.peers import TOLD_MAX
 from protocol.frames import FRAME_BYTES_MAX
 from protocol.handshake import DialerHandshake, Role
-from protocol.messages import Ack, Ping, Pong, Query, Tails, Welcome, encode_message
+from protocol.messages import Ack, Goodbye, Ping, Pong, Query, Tails, Welcome, encode_message
 from tests.nodes.hostile_site import (
     GENEROUS,
     HONEST,
@@ -312,6 +312,26 @@ async def test_another_version_is_refused_by_a_word(site, versions):
     assert refused.value.code == "version_unsupported"
     assert await ended(stream)
     assert await site.told_once("version_unsupported")
+
+
+async def test_a_peer_that_cannot_send_what_is_lacking_is_told_of_once(site):
+    """It dials again and again to say so; the log has the reason once, and no conduit that came and went."""
+
+    def of_conduits():
+        told = zip(site.events(), site.events("peer"), strict=True)
+        return [event for event, peer in told if event.startswith("conduit_") and peer == "alpha"]
+
+    for _ in range(3):
+        link = await site.dial()
+        await link.expect(Welcome)
+        await link.send(Goodbye("needs_bootstrap", "shard 0 begins at seq 9 here"))
+        assert await closed(link)
+    assert site.events().count("bootstrap_needed") == 1
+    assert of_conduits() == []
+    link = await conduit(site)
+    await link.send(batch(link))
+    await link.expect(Ack)
+    assert of_conduits() == ["conduit_connected"]
 
 
 # --- entries that are not what they should be --------------------------------------------------------------------------
