@@ -45,7 +45,11 @@ _RECALL_FACET = (
 )
 _HAS = "SELECT EXISTS (SELECT 1 FROM tomb), EXISTS (SELECT 1 FROM trash)"
 _IS_REMOVED = "SELECT 1 FROM trash WHERE inode = ?"
-CLAIMS_OF = "SELECT stamp FROM link WHERE parent = ? AND name = ?"
+CLAIMS_OF = (
+    "SELECT stamp FROM link WHERE parent = ?1 AND name = ?2 "
+    "UNION ALL SELECT stamp FROM move WHERE parent = ?1 AND name = ?2"
+)
+"""All claims to a name: a directory's former places are among its rivals as well."""
 _LONG = b"\xff"
 """Before the offset of a remembered piece that is longer than any write, in its `detail`: behind all others."""
 _LEFT = b"left"

@@ -55,10 +55,16 @@ def test_a_settled_removal_is_no_rival_of_what_it_had_seen(sites):
     assert [found.kind for found in check(sites)] == ["rmdir_create"]
 
 
-def test_a_stable_claim_goes_on_covering_one_of_another_shard(sites):
+def make_dir(site, name):
+    (result,) = site.do(local.MakeDir(ROOT_INODE, name, 0o700, 0, 0, 0))
+    return result.inode
+
+
+@pytest.mark.parametrize("makes", [create, make_dir])
+def test_a_stable_claim_goes_on_covering_one_of_another_shard(sites, makes):
     """A name is given twice by one site, and lost twice: the first claim, which the second covers, is in no list."""
     one, two, three = sites
-    first = create(two, b"name")
+    first = makes(two, b"name")
     two.do(local.Move(ROOT_INODE, b"name", ROOT_INODE, b"elsewhere", replace=False))
     while shard_of(make_inode(2, two.wall_us), two.shard_count) == shard_of(first, two.shard_count):
         two.wall_us += 1
