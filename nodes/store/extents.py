@@ -68,13 +68,11 @@ def _put_run(judge: Judge, cause: Cause, inode: int, new: Piece) -> None:
         return
     run_low, run_high, run_stamp, is_hole = last
     if is_hole and run_low == low and run_high > high and run_stamp < stamp:
-        if judge.is_shared(inode, cause):
-            judge.write(inode, cause, new, [Piece(low, high, run_stamp, None)])
+        judge.write(inode, cause, new, [Piece(low, high, run_stamp, None)])
         connection.execute(_MOVE_HOLE, (high, inode, low))
         connection.execute(_INSERT, (inode, low, high, stamp, data))
         return
-    if judge.is_shared(inode, cause):
-        judge.write(inode, cause, new, _overlapped(connection, inode, low, high))
+    judge.write(inode, cause, new, _overlapped(connection, inode, low, high))
     connection.execute(_DROP_COVERED, (inode, low, high, high, stamp))
     overlapping = connection.execute(_RUNS, (inode, _reach(connection, inode, low), high)).fetchall()
     gaps, position = [], low

@@ -7,8 +7,8 @@ may be concurrent with it. So whichever of two entries comes second meets the fi
 Nothing is looked up where nothing is remembered, which is nearly everywhere: `Judge.watched` holds the other places.
 An object is known to its maker alone until it has a name. What its maker does to its attributes before belongs to the
 making: it takes part in no conflict, though somebody may have found the object by a name that came by a detour. The bytes
-that it writes before are judged as soon as anybody else is known to have changed the object. The maker is a journal: what
-its site does in a later one may come before the making, as anybody else's changes may.
+that it writes before are judged as any others. The maker is a journal: what its site does in a later one may come before
+the making, as anybody else's changes may.
 """
 
 from __future__ import annotations
@@ -124,13 +124,6 @@ class Judge:
     def is_named(self, inode: int) -> bool:
         """Whether the maker of an object is known to have named it; if not, the table may still tell so."""
         return inode in self._named
-
-    def is_shared(self, inode: int, cause: Cause) -> bool:
-        """Whether bytes of an object can be written concurrently: not while only its maker knows of it."""
-        if inode >> STAMP_BITS != cause.stamp.origin:
-            return True
-        row = self.connection.execute(_NAMED, (inode,)).fetchone()
-        return row is None or row[0] != Named.NOT or not is_same_journal(row[2], cause.packed)
 
     def is_of_making(self, inode: int, packed: bytes) -> bool:
         """Whether an entry on an object, applied or about to be, is its maker's from before the maker named it."""

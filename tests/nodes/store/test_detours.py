@@ -187,3 +187,24 @@ def test_what_a_site_does_in_a_later_journal_does_not_belong_to_the_making(sites
     three.pull(begun_anew)
     three.pull(two)
     assert [found.kind for found in check([*sites, begun_anew])] == [kind] * 2
+
+
+def test_bytes_that_a_maker_wrote_again_before_naming_are_judged_by_every_site(sites, begun_anew):
+    """A third site found the file by a name from a later journal, before it had what the maker wrote and wrote again."""
+    one, two, three = sites
+    (made,) = one.do(local.CreateFile(None, None, 0o600, 0, 0, 0))
+    one.do(local.WriteData(made.inode, 4, b"first" * 2))
+    create(two, b"other")
+    one.pull(two)
+    one.do(local.WriteData(made.inode, 10, b"second"))
+    one.do(local.NameFile(made.inode, ROOT_INODE, b"name", replace=False))
+    two.pull(one)
+    begun_anew.wall_us = one.wall_us + 1
+    for site in (one, two):
+        begun_anew.pull(site)
+    begun_anew.do(local.Move(ROOT_INODE, b"name", ROOT_INODE, b"renamed", replace=False))
+    three.take(one.journal, one.blocks[shard_of(made.inode, one.shard_count)][:1])
+    three.pull(begun_anew)
+    three.wall_us = begun_anew.wall_us + 1
+    three.do(local.WriteData(made.inode, 12, b"third"))
+    assert [(found.kind, found.loser.origin) for found in check([*sites, begun_anew])] == [("content", 1)] * 2

@@ -119,7 +119,6 @@ def test_appending_after_a_truncate_costs_as_much_in_the_end_as_in_the_beginning
     put(site, 2, 0, None)
     statements: list[int] = []
     with judge_of(site) as judge:
-        judge.is_shared(7, cause(3))
         judge.causality.run_of(cause(3).stamp)  # looked up once
         for number in range(50):
             count = itertools.count()
