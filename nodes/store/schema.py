@@ -78,7 +78,7 @@ def bind_as(kind: type, adapter: Callable[[Any], Any]) -> None:
 bind_as(Kind, int)
 bind_as(Named, int)
 bind_as(bytes, bytes)
-bind_as(type(None), {}.get)
+bind_as(type(None), {}.get)  # None for None, without a frame of Python's
 
 _TABLES = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
