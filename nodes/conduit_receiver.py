@@ -93,8 +93,8 @@ class _AckNow:
 _Item = _Taken | _Refused | _AckNow
 
 
-class _SaidGoodbye(LinkClosed):
-    """The peer ended the conduit, and said so."""
+class _ToldAlready(LinkClosed):
+    """The peer ended the conduit for a reason that the log has, or for none."""
 
 
 async def serve_conduit(link: Link, record: PeerRecord, receiving: Receiving) -> None:
@@ -138,7 +138,7 @@ async def _run_session(link: Link, record: PeerRecord, receiving: Receiving) -> 
         receiving.logger.error("batch_rejected", peer=record.site.name, code=violation.code, detail=violation.detail)
     except LINK_ERRORS as error:
         # Of a peer that says each time that it tries why it cannot send, more than that is no news.
-        if session_of.is_up or not isinstance(error, _SaidGoodbye):
+        if session_of.is_up or not isinstance(error, _ToldAlready):
             receiving.logger.warning(
                 "conduit_closed", peer=record.site.name, direction="in", detail=describe_failure(error)
             )
@@ -219,12 +219,12 @@ class _Session:
                         await queue.send(_AckNow())
                     case Goodbye(code="needs_bootstrap", detail=detail):
                         self._note_log(detail)
-                        raise _SaidGoodbye(detail)
+                        raise _ToldAlready(detail)
                     case Goodbye(code="journal_diverged", detail=detail):
-                        self._record.has_diverged = True
-                        raise _SaidGoodbye(detail)
+                        is_known, self._record.has_diverged = self._record.has_diverged, True
+                        raise _ToldAlready(detail) if is_known else LinkClosed(detail)
                     case Goodbye():
-                        raise _SaidGoodbye
+                        raise _ToldAlready
                     case _:
                         raise ProtocolViolation("unexpected", f"{type(message).__name__} on a conduit")
 

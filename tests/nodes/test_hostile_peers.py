@@ -314,7 +314,10 @@ async def test_another_version_is_refused_by_a_word(site, versions):
     assert await site.told_once("version_unsupported")
 
 
-async def test_a_peer_that_cannot_send_what_is_lacking_is_told_of_once(site):
+@pytest.mark.parametrize(
+    ("code", "event"), [("needs_bootstrap", "bootstrap_needed"), ("journal_diverged", "conduit_closed")]
+)
+async def test_a_peer_that_cannot_send_what_is_lacking_is_told_of_once(site, code, event):
     """It dials again and again to say so; the log has the reason once, and no conduit that came and went."""
 
     def of_conduits():
@@ -324,14 +327,15 @@ async def test_a_peer_that_cannot_send_what_is_lacking_is_told_of_once(site):
     for _ in range(3):
         link = await site.dial()
         await link.expect(Welcome)
-        await link.send(Goodbye("needs_bootstrap", "shard 0 begins at seq 9 here"))
+        await link.send(Goodbye(code, "shard 0 begins at seq 9 here"))
         assert await closed(link)
-    assert site.events().count("bootstrap_needed") == 1
-    assert of_conduits() == []
+    assert site.events().count(event) == 1
+    first = of_conduits()
+    assert first == [event] * (event == "conduit_closed")
     link = await conduit(site)
     await link.send(batch(link))
     await link.expect(Ack)
-    assert of_conduits() == ["conduit_connected"]
+    assert of_conduits() == [*first, "conduit_connected"]
 
 
 # --- entries that are not what they should be --------------------------------------------------------------------------
