@@ -10,7 +10,7 @@ import sqlite3
 from array import array
 
 WATCHED_MAX = 100_000
-"""Objects that are told apart exactly: about 15 MiB."""
+"""Objects that are told apart exactly: about 12 MiB."""
 _WORD_BITS = 20
 """2^20 words are 8 MiB."""
 _SPREAD = 0x9E3779B97F4A7C15
@@ -38,7 +38,7 @@ class Watched:
     Up to a number of objects they are exact. Beyond it each word of a table holds the flags of all objects that a hash
     leads to it, each turned by more bits of the hash, so that they seldom meet: a Bloom filter (Bloom, "Space/time
     trade-offs in hash coding with allowable errors", 1970) that answers for all facets of an object with one look, and is
-    wrong for one in twenty at a million objects of three facets.
+    wrong for one in sixteen at a million objects of three flags.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
