@@ -92,7 +92,7 @@ def _told(op: int, payload: bytes, error: str) -> str:
 
 def _check_name(operation: MkDir | Link | SetXattr | RemoveXattr) -> None:
     name = operation.name
-    if b"/" in name or b"\0" in name or name in (b".", b".."):
+    if _is_not_a_name(name):
         raise _not_a_name(name)
 
 
@@ -103,7 +103,7 @@ def _check_place(operation: Create | Symlink | Unlink) -> None:
             raise _half_a_place()
     elif parent is None:
         raise _half_a_place()
-    elif b"/" in name or b"\0" in name or name in (b".", b".."):
+    elif _is_not_a_name(name):
         raise _not_a_name(name)
 
 
@@ -111,13 +111,17 @@ def _check_rename(operation: Rename) -> None:
     if (operation.from_parent is None) != (operation.from_name is None):
         raise _half_a_place()
     for name in (operation.from_name, operation.to_name):
-        if name is not None and (b"/" in name or b"\0" in name or name in (b".", b"..")):
+        if name is not None and _is_not_a_name(name):
             raise _not_a_name(name)
 
 
 def _check_end(operation: Write) -> None:
     if operation.offset + len(operation.data) > FILE_BYTES_MAX:
         raise PayloadInvalid("a write ends beyond the largest file")
+
+
+def _is_not_a_name(name: bytes) -> bool:
+    return b"/" in name or b"\0" in name or name in (b".", b"..")
 
 
 def _not_a_name(name: bytes) -> PayloadInvalid:
